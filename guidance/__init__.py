@@ -1,0 +1,51 @@
+"""polyguide's core: one guided diffusion sampler, for every modality."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from guidance.analytic import Mixture
+    from guidance.condition import Condition, ConditionEmbedding, Dropout, Label, NullEmbedding, Vector
+    from guidance.denoiser import Denoiser, Network, NoiseEmbedding
+    from guidance.errors import UserError
+    from guidance.guide import CFG, Compose, GuidedDenoiser, Guidance, Interval, Term, on
+    from guidance.loss import SNR, LogitNormal, Loss, MinSNR, Native, Sigmoid, Stratified, UniformEps, UniformTimes
+    from guidance.modality import Codec, Data, Modality
+    from guidance.model import Model, load
+    from guidance.parameterization import V, X0, Eps, Parameterization, Prediction, Velocity
+    from guidance.process import CLEAN, Level, corrupt, level
+    from guidance.sampler import DDIM, DDPM, DPMSolver, Heun, LogSNR, Progress, Rho, Sampler, Uniform, sample
+    from guidance.schedule import Cosine, Discrete, Karras, LinearBeta, Rectified, Schedule, Sqrt
+    from guidance.train import Objective, Trainer
+
+_HOMES = {
+    "analytic": "Mixture",
+    "condition": "Condition ConditionEmbedding Dropout Label NullEmbedding Vector",
+    "denoiser": "Denoiser Network NoiseEmbedding",
+    "errors": "UserError",
+    "guide": "CFG Compose GuidedDenoiser Guidance Interval Term on",
+    "loss": "SNR LogitNormal Loss MinSNR Native Sigmoid Stratified UniformEps UniformTimes",
+    "modality": "Codec Data Modality",
+    "model": "Model load",
+    "parameterization": "V X0 Eps Parameterization Prediction Velocity",
+    "process": "CLEAN Level corrupt level",
+    "sampler": "DDIM DDPM DPMSolver Heun LogSNR Progress Rho Sampler Uniform sample",
+    "schedule": "Cosine Discrete Karras LinearBeta Rectified Schedule Sqrt",
+    "train": "Objective Trainer",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported from their modules when they are first used, so that the command line starts at once."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'guidance' has no attribute {name!r}")
+    value = getattr(import_module(f"guidance.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

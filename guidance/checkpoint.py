@@ -1,0 +1,155 @@
+"""A run folder: plain config, metrics, and checkpoints that are there whole or not at all.
+
+    run/config.yaml                        the whole config, resolved, with nothing left to look up
+    run/metrics.jsonl                      a line a log entry
+    run/checkpoints/step-00001000/         model.safetensors, average.safetensors, optimizer.safetensors, state.json
+
+Nothing in it is executed when it is read: tensors are safetensors, the rest is YAML and JSON.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from guidance.errors import UserError
+
+CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The whole content under that name, or what was there before."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """A run's config. UserError where there is no run, or its config is cut short."""
+    if not run.is_dir():
+        raise UserError(f"run={run}: there is no such folder; train one with: polyguide train out={run}")
+    if not is_run(run):
+        raise UserError(f"run={run}: no {CONFIG} in it, so it is not a run folder")
+    try:
+        config = yaml.safe_load((run / CONFIG).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{run / CONFIG} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, dict) or "modality" not in config:
+        raise UserError(f"{run / CONFIG} is cut short: it holds no modality")
+    return config
+
+
+def write_config(run: Path, config: Mapping[str, Any]) -> None:
+    write_atomically(run / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+
+
+def saved_steps(run: Path) -> list[int]:
+    """The steps that have a checkpoint, in order."""
+    return sorted(int(p.name.removeprefix("step-")) for p in (run / CHECKPOINTS).glob("step-*") if p.is_dir())
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / CHECKPOINTS / f"step-{step:08d}"
+
+
+def latest(run: Path) -> Path:
+    """The folder of the newest checkpoint."""
+    steps = saved_steps(run)
+    if not steps:
+        raise UserError(f"run={run}: no checkpoint in it yet; train it with: polyguide train out={run} resume=true")
+    return checkpoint_folder(run, steps[-1])
+
+
+def save_checkpoint(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write a checkpoint under a name of its own, flush it, rename it; then delete all but the newest ``keep``."""
+    from safetensors.torch import save
+
+    final = checkpoint_folder(run, step)
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        for name, group in tensors.items():
+            own = {key: tensor.detach().contiguous().cpu().clone() for key, tensor in group.items()}
+            write_atomically(partial / f"{name}.safetensors", save(own))
+        write_atomically(partial / "state.json", json.dumps(dict(state)).encode())
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in saved_steps(run)[:-keep]:
+        shutil.rmtree(checkpoint_folder(run, old), ignore_errors=True)
+    return final
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file. UserError where it is missing or cut short."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path} is missing; its checkpoint is not whole")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is cut short or is not a safetensors file ({error})") from None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    path = folder / "state.json"
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{path} is missing or cut short; delete {folder} to go on from the checkpoint before it") from None
+    assert isinstance(state, dict)
+    return state
+
+
+def fill(module: nn.Module, path: Path) -> None:
+    """The module's weights from a file, which must hold exactly them. UserError names the first that does not fit."""
+    tensors, own = read_tensors(path), module.state_dict()
+    for name in own.keys() | tensors.keys():
+        if name not in tensors or name not in own:
+            where = "the file lacks" if name not in tensors else "the config's model does not have"
+            raise UserError(f"{path} does not fit its config: {where} {name}")
+        if own[name].shape != tensors[name].shape:
+            raise UserError(
+                f"{path} does not fit its config: {name} is {list(tensors[name].shape)} in the file, {list(own[name].shape)} in the model"
+            )
+    module.load_state_dict(tensors)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state, flat: "index.name" of every tensor."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()}
+
+
+def fill_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in read_tensors(path).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    whole = optimizer.state_dict()
+    if state.keys() - set(range(sum(len(group["params"]) for group in whole["param_groups"]))):
+        raise UserError(f"{path} does not fit its config: it holds the state of other parameters")
+    optimizer.load_state_dict({**whole, "state": state})

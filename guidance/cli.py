@@ -1,0 +1,79 @@
+"""polyguide: the command line. Nothing heavy is imported before a command needs it."""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train a model from a config: polyguide train data=digits out=runs/digits",
+    "sample": "draw guided samples: polyguide sample run=runs/digits n=16 condition.digit=3 guidance.scale=4 out=samples",
+    "evaluate": "measure a model over a range of scales: polyguide evaluate run=runs/digits",
+    "list": "what can be chosen: modalities, data sets, networks, samplers, guidance, and where each is",
+}
+
+USAGE = """polyguide: one guided diffusion sampler for every modality.
+
+usage: polyguide COMMAND [key=value ...]
+
+{commands}
+
+Settings are Hydra overrides. `polyguide COMMAND --help` lists them with their defaults; --multirun sweeps over them.
+"""
+
+
+def usage() -> str:
+    return USAGE.format(commands="\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 when done, 2 for what the user can mend (said in one line), 130 after Ctrl-C."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("polyguide"))
+        return 0
+    from guidance.errors import UserError, one_of
+
+    command, *rest = arguments
+    try:
+        if command not in COMMANDS:
+            raise one_of("command", command, list(COMMANDS))
+        if command == "list":
+            from guidance.listing import listing
+
+            print(listing(), end="")
+            return 0
+        from guidance.hydra import launch
+
+        launch(command, rest)
+    except UserError as error:
+        print(f"polyguide: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("polyguide: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            what = "the disk is full" if error.errno != errno.EFBIG else "the file size limit is reached"
+            print(f"polyguide: {what}{_at(error)}; what was complete before is kept, so free some space and go on", file=sys.stderr)
+            return 2
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            print(f"polyguide: {error.strerror}{_at(error)}", file=sys.stderr)
+            return 2
+        raise
+    return 0
+
+
+def _at(error: OSError) -> str:
+    return f" at {error.filename}" if error.filename else ""

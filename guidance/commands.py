@@ -1,0 +1,271 @@
+"""What each command does with its config."""
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import ModuleDict
+
+from guidance import checkpoint
+from guidance.config import build
+from guidance.errors import UserError
+from guidance.guide import CFG
+from guidance.modality import Modality
+from guidance.model import Model, assemble, load
+from guidance.noise import Stream, normal
+from guidance.process import corrupt, level
+from guidance.sampler import Callback, Progress
+from guidance.schedule import Schedule
+
+
+def device_of(config: Mapping[str, Any]) -> torch.device:
+    """device=auto is a GPU where there is one."""
+    name = config.get("device", "auto")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def threads(config: Mapping[str, Any]) -> None:
+    if (count := config.get("threads")) is not None:
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"threads is a whole number, at least 1, got {count!r}")
+        torch.set_num_threads(count)
+
+
+def whole_number(config: Mapping[str, Any], key: str, least: int = 1) -> int:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{key} is a whole number, at least {least}, got {value!r}")
+    return value
+
+
+def fresh_folder(out: Path, overwrite: bool, own: Sequence[str]) -> Path:
+    """An output folder that holds nothing yet; with ``overwrite``, what an earlier run wrote there (``own``) is removed first."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out} is a file, not a folder")
+    held = [path for pattern in own for path in out.glob(pattern)]
+    if held and not overwrite:
+        what = "a run" if checkpoint.is_run(out) else f"results ({held[0].name})"
+        hint = "resume=true or overwrite=true" if checkpoint.is_run(out) else "overwrite=true"
+        raise UserError(f"out={out} already holds {what}; pass {hint}, or another out=")
+    for path in held:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+RUN_FILES = (checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, "previews", "forward.png", "schedule.png")
+CHANGEABLE = ("trainer.steps", "trainer.log_every", "trainer.save_every", "trainer.sample_every", "trainer.keep", "trainer.workers")
+
+
+def resumed(config: dict[str, Any], stored: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The stored config, with the settings that a resumed run may change; UserError for any other that was given and differs."""
+    result = json.loads(json.dumps(dict(stored)))
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~").split("@")[0]
+        if key.split(".")[0] in ("out", "resume", "overwrite", "device", "threads"):
+            continue
+        old, new = result, config
+        *parents, last = key.split(".")
+        for parent in parents:
+            old, new = old.get(parent, {}), new.get(parent, {})
+        if old.get(last) == new.get(last):
+            continue
+        if key not in CHANGEABLE:
+            was = f" (it is {old.get(last)!r})" if not isinstance(old.get(last), dict) else ""
+            raise UserError(f"{key} cannot change when a run is resumed{was}; start another run with another out=")
+        old[last] = new[last]
+    return result
+
+
+def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """polyguide train"""
+    from guidance.train import Interrupted, Objective, Trainer
+    from guidance.train import train as run_training
+
+    out, resume, overwrite = Path(config.pop("out")), config.pop("resume"), config.pop("overwrite")
+    threads(config)
+    going_on = bool(resume) and checkpoint.is_run(out)
+    if going_on:
+        config = resumed(config, checkpoint.read_config(out), overrides)
+    seed = whole_number(config, "seed", 0)
+    trainer: Trainer = build(config["trainer"], "trainer")
+    torch.manual_seed(seed)  # the initial weights
+    modality, denoiser = assemble(config)
+    parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
+    objective = Objective(denoiser, modality.codec, **parts)
+    config["data"] = {**config["data"], **modality.data.pinned()}
+    split = modality.data.train
+    if not going_on:
+        fresh_folder(out, overwrite, RUN_FILES)
+    checkpoint.write_config(out, config)
+    steps = checkpoint.saved_steps(out)
+    if steps and steps[-1] >= trainer.steps:
+        print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
+        return
+    pictures(modality, denoiser.schedule, out)
+    size = sum(p.numel() for p in objective.parameters())
+    print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
+
+    def preview(modules: ModuleDict, step: int) -> None:
+        with borrowed(objective.trained, modules):
+            model = Model(modality, {"main": denoiser}, config, out)
+            class_table(model, (1.0, 3.0), out / "previews" / f"step-{step:08d}.png", seed=seed)
+
+    began = time.perf_counter()
+    try:
+        run_training(objective, split, trainer, out, seed, resume=going_on, preview=preview)
+    except Interrupted as stop:
+        print(f"stopped at step {stop.step} with a checkpoint; go on with: polyguide train out={shlex.quote(str(out))} resume=true")
+        raise KeyboardInterrupt from None
+    seconds = time.perf_counter() - began
+    print(f"trained to step {trainer.steps} in {seconds:.0f} s; sample it with: polyguide sample run={shlex.quote(str(out))} out=samples")
+
+
+@contextmanager
+def borrowed(modules: ModuleDict, weights: ModuleDict) -> Iterator[None]:
+    """The modules with the weights of others, for a while."""
+    own = {name: tensor.clone() for name, tensor in modules.state_dict().items()}
+    modules.load_state_dict(weights.state_dict())
+    try:
+        yield
+    finally:
+        modules.load_state_dict(own)
+
+
+def pictures(modality: Modality, schedule: Schedule, out: Path) -> None:
+    """What the model will be trained on: the forward process over some training samples, and the schedule's curves."""
+    from guidance.plots import schedule_curves
+
+    columns = 9
+    levels = [level(schedule, t, t) for t in torch.linspace(0, 1, columns, dtype=torch.float64)[1:]]
+    raw, _ = modality.data.train.__getitems__(list(range(min(4, len(modality.data.train)))))
+    with torch.no_grad():
+        x0 = modality.codec.encode(raw)
+        eps = normal(0, Stream.START, 0, 0, tuple(x0.shape))
+        shown = torch.stack([x0, *(corrupt(x0, eps, at) / at.norm for at in levels)], dim=1).flatten(0, 1).to(x0)
+        titles = ["data", *(f"{at.logsnr:.1f}" for at in levels)]
+        modality.render.table(modality.codec.decode(shown), out / "forward.png", [""] * len(x0), titles)
+    schedule_curves(schedule, out / "schedule.png")
+
+
+def class_table(model: Model, scales: Sequence[float], path: Path, **settings: Any) -> Path | None:
+    """Rows: guidance scales; columns: classes; every column from the same noise at every scale."""
+    from guidance.evaluate import label_attribute
+
+    try:
+        name, spec = label_attribute(model, settings.pop("attribute", None))
+    except UserError:
+        name, spec = "", None
+    classes = list(spec.classes[:16]) if spec else [""] * 8
+    condition = {name: classes} if spec else None
+    cells = [torch.cat(list(model.latents(len(classes), condition, guidance=CFG(scale), **settings))) for scale in scales]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        decoded = model.modality.codec.decode(torch.cat(cells))
+    return model.modality.render.table(decoded, path, [f"{scale:g}" for scale in scales], classes)
+
+
+def sampling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that all commands which draw samples share, as `Model.sample` takes them."""
+    chosen = dict(config["sampler"])
+    steps = chosen.pop("steps")
+    return {
+        "sampler": build(chosen, "sampler"),
+        "steps": steps,
+        "grid": build(config["grid"], "grid"),
+        "schedule": build(config["schedule"], "schedule") if config.get("schedule") else None,
+        "seed": whole_number(config, "seed", 0),
+        "batch_size": None if config["batch_size"] is None else whole_number(config, "batch_size"),
+        "max_rows": None if config["max_rows"] is None else whole_number(config, "max_rows"),
+    }
+
+
+class Bar:
+    """A progress bar over all steps of all batches, with the time left."""
+
+    def __init__(self, total: int, what: str):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, desc=what, unit="step", leave=False)
+
+    def __call__(self, progress: Progress) -> None:
+        self.bar.update()
+
+
+def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """polyguide sample"""
+    from guidance.evaluate import Evaluations
+
+    threads(config)
+    n, out = whole_number(config, "n"), Path(config["out"])
+    model = load(config["run"], device=device_of(config))
+    guidance, settings = build(config["guidance"], "guidance"), sampling(config)
+    if isinstance(guidance, Mapping):
+        raise UserError(f"guidance={dict(guidance)} has no _target_; choose one with guidance=cfg, guidance=compose or guidance=interval")
+    render, codec = model.modality.render, model.modality.codec
+    counter, frames = Evaluations(), []
+    condition = {name: value for name, value in config["condition"].items() if value is not None}
+    model.condition(n, condition)  # what is wrong with it is said before anything is removed
+    fresh_folder(out, config["overwrite"], ("*.png", "*.gif", "*.wav", "*.jsonl", "*.html", "samples.json"))
+    batches = -(-n // (settings["batch_size"] or n))
+    callbacks: list[Callback] = [counter, Bar(batches * settings["steps"], "sample")]
+    if config["animate"]:
+        callbacks.append(lambda p: frames.append(p.prediction.x0[:64].clone()))
+    done, shown = 0, []
+    with torch.no_grad():
+        for x0 in model.latents(n, condition, guidance=guidance, callbacks=callbacks, **settings):
+            render.save(codec.decode(x0), out, [f"{k:05d}" for k in range(done, done + len(x0))])
+            if done < 64:
+                shown.append(x0[: 64 - done])
+            done += len(x0)
+        together = torch.cat(shown)
+        columns = min(8, len(together))
+        rows = -(-len(together) // columns)
+        render.table(codec.decode(together), out / "grid.png", [""] * rows, [""] * columns)
+        if frames:
+            render.animate([codec.decode(frame) for frame in frames[: settings["steps"]]], out / "denoising.gif")
+    evaluations = counter.rows / (n * settings["steps"])
+    facts = {"config": config, "network_evaluations_per_sample_and_step": evaluations, "network_calls": counter.calls}
+    checkpoint.write_atomically(out / "samples.json", json.dumps(facts, indent=1, default=str).encode())
+    print(f"{n} samples in {out}; {evaluations:.3g} network evaluations a sample and step, in {counter.calls} calls")
+
+
+def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """polyguide evaluate"""
+    from guidance.evaluate import as_csv, as_text, label_attribute
+    from guidance.evaluate import evaluate as measure
+    from guidance.plots import quality_curves
+
+    threads(config)
+    n, settings = whole_number(config, "n"), sampling(config)
+    scales = [CFG(scale).scale for scale in config["scales"]]
+    if not scales or not all(isinstance(scale, float) for scale in scales):
+        raise UserError(f"scales is a list of numbers, got {config['scales']!r}")
+    model = load(config["run"], device=device_of(config))
+    name, _ = label_attribute(model, config["attribute"])
+    out = fresh_folder(Path(config["out"]), config["overwrite"], ("metrics.csv", "curves.png", "table.png", "evaluation.json"))
+    batches = -(-n // (settings["batch_size"] or n))
+    bar = Bar(len(scales) * batches * settings["steps"], "evaluate")
+    shared = {key: settings[key] for key in ("sampler", "steps", "grid", "schedule", "seed")}
+    class_table(model, scales, out / "table.png", attribute=name, **shared)  # type: ignore[arg-type]
+    rows, ref = measure(model, scales, n, attribute=name, step_done=bar, **settings)  # type: ignore[arg-type]
+    bar.bar.close()
+    table = [ref.real, *rows]
+    checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
+    quality_curves(rows, ref.real, out / "curves.png")
+    facts = {"config": config, "attribute": name, "judge_accuracy": ref.judge.accuracy, "rows": table}
+    checkpoint.write_atomically(out / "evaluation.json", json.dumps(facts, indent=1, default=str).encode())
+    print(as_text(table))
+    print(f"\n{name}: {n} samples a scale from the same noise, {settings['steps']} steps; the judge's held-out accuracy is {ref.judge.accuracy:.3f}")
+    print(f"metrics.csv, curves.png and table.png are in {out}")

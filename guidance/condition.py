@@ -1,0 +1,216 @@
+"""Conditions: named attributes with a mask that says which are there. Null is a mask, never a value."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from guidance.errors import UserError, one_of
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Attributes of a batch: ``values[name]`` [b, ...], and ``keep[name]`` [b], False where the attribute is absent.
+
+    Where an attribute is absent its value means nothing, and a network puts its learned null embedding there.
+    """
+
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    keep: Mapping[str, Bool[Tensor, "b"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.keys() != self.keep.keys():
+            raise UserError(f"a condition has values for {sorted(self.values)} but masks for {sorted(self.keep)}")
+        sizes = {name: len(tensor) for name, tensor in self.values.items()} | {
+            f"keep of {name}": len(tensor) for name, tensor in self.keep.items()
+        }
+        if len(set(sizes.values())) > 1:
+            raise UserError(f"the attributes of a condition differ in batch size: {sizes}")
+
+    @classmethod
+    def of(cls, **values: Tensor | Sequence[int] | Sequence[float]) -> "Condition":
+        """All attributes present: ``Condition.of(digit=labels)``."""
+        tensors = {name: torch.as_tensor(value) for name, value in values.items()}
+        return cls(tensors, {n: torch.ones(len(v), dtype=torch.bool, device=v.device) for n, v in tensors.items()})
+
+    def __len__(self) -> int:
+        """The batch size; 0 for a condition without any attribute, which fits every batch."""
+        return next((len(keep) for keep in self.keep.values()), 0)
+
+    def drop(self, *names: str) -> "Condition":
+        """Without these attributes; without any name, the null condition."""
+        unknown = [name for name in names if name not in self.keep]
+        if unknown:
+            raise one_of("attribute", unknown[0], list(self.keep))
+        gone = names or tuple(self.keep)
+        return replace(self, keep={n: torch.zeros_like(k) if n in gone else k for n, k in self.keep.items()})
+
+    def set(self, **values: Tensor) -> "Condition":
+        """With these attributes present in every row, replaced or added."""
+        new = Condition.of(**values)
+        return Condition({**self.values, **new.values}, {**self.keep, **new.keep})
+
+    def rows(self, index: Int[Tensor, "r"] | slice) -> "Condition":
+        """The rows of ``index``."""
+        return Condition({n: v[index] for n, v in self.values.items()}, {n: k[index] for n, k in self.keep.items()})
+
+    def to(self, device: torch.device | str) -> "Condition":
+        return Condition({n: v.to(device) for n, v in self.values.items()}, {n: k.to(device) for n, k in self.keep.items()})
+
+    @staticmethod
+    def cat(conditions: "Sequence[Condition]") -> "Condition":
+        """Row after row; an attribute that one of them lacks is absent there."""
+        models: dict[str, Tensor] = {}
+        for condition in conditions:
+            models = {**condition.values, **models}
+
+        def value(condition: Condition, name: str) -> Tensor:
+            model = models[name]
+            return condition.values.get(name, model.new_zeros((len(condition), *model.shape[1:])))
+
+        def keep(condition: Condition, name: str) -> Tensor:
+            absent = torch.zeros(len(condition), dtype=torch.bool, device=models[name].device)
+            return condition.keep.get(name, absent)
+
+        return Condition(
+            {name: torch.cat([value(c, name) for c in conditions]) for name in models},
+            {name: torch.cat([keep(c, name) for c in conditions]) for name in models},
+        )
+
+    def same(self, other: "Condition") -> Bool[Tensor, "b"]:
+        """Row by row, on the CPU: do both say the same? Absent attributes are equal whatever their values."""
+        equal = torch.ones(max(len(self), len(other)), dtype=torch.bool)
+        for name in self.keep.keys() | other.keep.keys():
+            mine, theirs = self.keep.get(name), other.keep.get(name)
+            if mine is None or theirs is None:
+                present = mine if mine is not None else theirs
+                assert present is not None
+                equal &= ~present.cpu()
+                continue
+            a, b = self.values[name], other.values[name]
+            alike = (a == b).flatten(1).all(1) if a.ndim > 1 else a == b
+            equal &= ((mine == theirs) & (~mine | alike)).cpu()
+        return equal
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Conditioning dropout, a pure function: each sample loses all attributes at once with probability ``joint``, and beside
+    that each attribute by itself with probability ``each`` (one number, or one an attribute).
+
+    Joint dropout is Ho & Salimans' p_uncond; independent dropout trains the single-attribute models that composition needs.
+    """
+
+    joint: float = 0.1
+    each: float | Mapping[str, float] = 0.0
+
+    def __post_init__(self) -> None:
+        rates = [self.joint, *(self.each.values() if isinstance(self.each, Mapping) else [self.each])]
+        if not all(isinstance(rate, int | float) and 0 <= rate <= 1 for rate in rates):
+            raise UserError(f"dropout probabilities lie between 0 and 1, got joint={self.joint!r}, each={self.each!r}")
+
+    def __call__(self, condition: Condition, u: Float[Tensor, "b columns"]) -> Condition:
+        """``u``: uniform numbers, one column for the joint decision and one for each attribute, in the condition's order."""
+        if isinstance(self.each, Mapping) and (unknown := self.each.keys() - condition.keep.keys()):
+            raise one_of("attribute to drop", min(unknown), list(condition.keep))
+        keep = {}
+        for column, (name, mask) in enumerate(condition.keep.items(), start=1):
+            rate = self.each.get(name, 0.0) if isinstance(self.each, Mapping) else self.each
+            keep[name] = mask & ((u[:, 0] >= self.joint) & (u[:, column] >= rate)).to(mask.device)
+        return replace(condition, keep=keep)
+
+
+class ConditionSpec(Protocol):
+    """What an attribute may be: it parses what people write, and embeds what a batch holds."""
+
+    def parse(self, value: object) -> Tensor:
+        """The tensor of one sample's value; a UserError says what would be right."""
+        ...
+
+    def absent(self) -> Tensor:
+        """What stands where the attribute is absent: any tensor of a value's shape and dtype."""
+        ...
+
+    def embedding(self, width: int) -> nn.Module:
+        """A module from values [b, ...] to [b, width]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Label:
+    """One of some classes, by name; ``ordered`` where the order of the names means something (thin, medium, bold)."""
+
+    classes: tuple[str, ...]
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
+
+    def parse(self, value: object) -> Tensor:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if str(value) not in self.classes:
+            raise one_of("class", value, self.classes)
+        return torch.tensor(self.classes.index(str(value)))
+
+    def absent(self) -> Tensor:
+        return torch.tensor(0)
+
+    def embedding(self, width: int) -> nn.Module:
+        return nn.Embedding(len(self.classes), width)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A continuous vector of ``size`` numbers (a single number is a vector of size 1)."""
+
+    size: int
+
+    def parse(self, value: object) -> Tensor:
+        try:
+            vector = torch.as_tensor(value, dtype=torch.float32).reshape(-1)
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"{value!r} is not a vector of {self.size} numbers") from None
+        if len(vector) != self.size or not bool(vector.isfinite().all()):
+            raise UserError(f"needs {self.size} finite numbers, got {value!r}")
+        return vector
+
+    def absent(self) -> Tensor:
+        return torch.zeros(self.size)
+
+    def embedding(self, width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(self.size, width), nn.SiLU(), nn.Linear(width, width))
+
+
+class NullEmbedding(nn.Module):
+    """``embed(values)`` where an attribute is there, and a learned null vector of the same shape where it is not."""
+
+    def __init__(self, embed: nn.Module, shape: tuple[int, ...]):
+        super().__init__()
+        self.embed = embed
+        self.null = nn.Parameter(torch.randn(shape) * 0.02)
+
+    def forward(self, values: Tensor, keep: Bool[Tensor, "b"]) -> Tensor:
+        there = keep.view(-1, *(1,) * self.null.ndim)
+        # Absent values are blanked before they are embedded, so that whatever stands there (NaN too) reaches nothing.
+        blank = values.new_zeros(())
+        clean = torch.where(keep.view(-1, *(1,) * (values.ndim - 1)), values, blank)
+        return torch.where(there, self.embed(clean), self.null)
+
+
+class ConditionEmbedding(nn.Module):
+    """The sum of all attributes' embeddings: Condition -> [b, width], or None for a network without attributes."""
+
+    def __init__(self, specs: Mapping[str, ConditionSpec], width: int):
+        super().__init__()
+        self.attributes = nn.ModuleDict({n: NullEmbedding(s.embedding(width), (width,)) for n, s in specs.items()})
+
+    def forward(self, condition: Condition) -> Float[Tensor, "b width"] | None:
+        missing = self.attributes.keys() - condition.values.keys()
+        if missing:
+            raise UserError(f"the condition lacks {min(missing)!r}, which the network knows (an absent attribute is dropped, not left out)")
+        parts = [embed(condition.values[name], condition.keep[name]) for name, embed in self.attributes.items()]
+        return torch.stack(parts).sum(0) if parts else None

@@ -1,0 +1,73 @@
+"""From config to objects, and nothing that a config could do beyond that.
+
+A mapping with ``_target_`` is a call (with ``_partial_: true`` one that the receiver completes). Only classes, their class
+methods and the plug-ins' own build functions are called, and only where they are defined in the core, in the modalities or in an
+installed plug-in's package: a config, and so a checkpoint, cannot run anything else.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from guidance.errors import UserError
+from guidance.plugins import plugins, trusted_packages
+
+
+def config_folder() -> Path:
+    """The configs: inside the package when it is installed, beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def resolve(target: str) -> Any:
+    """The function or class that a dotted name means, if a config may call it."""
+    trusted = trusted_packages()
+    refused = UserError(f"the config's _target_ {target!r} is refused: only {', '.join(p + '.' for p in trusted)} may be called")
+    if not isinstance(target, str) or target.split(".")[0] not in trusted:
+        raise refused
+    parts, module = target.split("."), None
+    for k in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:k])
+        try:
+            module = importlib.import_module(name)
+            break
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+                raise UserError(f"the config's _target_ {target!r} needs the package {error.name!r}, which is not installed") from None
+    found: Any = module
+    for part in parts[k:]:
+        found = None if part.startswith("_") else getattr(found, part, None)
+    if not callable(found):
+        raise UserError(f"the config's _target_ {target!r} does not exist")
+    # guidance.x.os.remove is found by name too, but is not defined here, and is no class.
+    makes = inspect.isclass(found) or inspect.isclass(getattr(found, "__self__", None))
+    owner = inspect.getmodule(getattr(found, "__func__", found))
+    if owner is None or owner.__name__.split(".")[0] not in trusted:
+        raise refused
+    if not makes and target not in {plugin.target.replace(":", ".") for plugin in plugins()}:
+        raise UserError(f"the config's _target_ {target!r} is refused: it is neither a class nor a plug-in's build function")
+    return found
+
+
+def build(config: Any, where: str = "config", **more: Any) -> Any:
+    """The object that a plain config describes, its parts first; ``more`` are further arguments for the outermost call."""
+    if isinstance(config, list):
+        return [build(item, f"{where}[{k}]") for k, item in enumerate(config)]
+    if not isinstance(config, Mapping):
+        return config
+    parts = {key: build(value, f"{where}.{key}") for key, value in config.items() if key not in ("_target_", "_partial_")}
+    if "_target_" not in config:
+        return parts
+    target = resolve(config["_target_"])
+    parts |= more
+    partial = config.get("_partial_", False)
+    signature = inspect.signature(target)
+    try:
+        (signature.bind_partial if partial else signature.bind)(**parts)
+    except TypeError as error:
+        known = [name for name in signature.parameters if name not in more]
+        raise UserError(f"{where}: {config['_target_']}: {error}; its settings are: {', '.join(known) or 'none'}") from None
+    return functools.partial(target, **parts) if partial else target(**parts)

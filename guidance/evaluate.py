@@ -1,0 +1,144 @@
+"""A model measured over a range of guidance scales, from the same starting noise at every scale."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidance import measures
+from guidance.condition import Label
+from guidance.errors import UserError, one_of
+from guidance.guide import CFG
+from guidance.judge import read
+from guidance.modality import Judge
+from guidance.model import Model
+from guidance.sampler import Grid, Progress, Sampler
+
+
+def label_attribute(model: Model, attribute: str | None) -> tuple[str, Label]:
+    """The attribute to evaluate (the first one with classes by default) and its classes."""
+    labels = {name: spec for name, spec in model.modality.conditions.items() if isinstance(spec, Label)}
+    if not labels:
+        raise UserError("this model has no attribute with classes, so there is nothing to evaluate guidance by")
+    name = next(iter(labels)) if attribute is None else attribute
+    if name not in labels:
+        raise one_of("attribute with classes", name, list(labels))
+    return name, labels[name]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real data, as the judge sees it, to measure samples against."""
+
+    judge: Judge
+    train: Tensor  # features
+    train_flat: Tensor
+    test_flat: Tensor
+    real: Mapping[str, Any]  # the measures of the held-out data themselves: the floor
+
+
+def _measured(model: Model, decoded: Any, label: Tensor, ref: tuple[Judge, Tensor, Tensor, Tensor]) -> dict[str, Any]:
+    judge, train, train_flat, test_flat = ref
+    features, logits = judge(decoded)
+    precision, recall = measures.precision_recall(features, train)
+    flat = model.modality.metrics.flat(decoded)
+    return {
+        "accuracy": (logits.argmax(-1) == label).float().mean().item(),
+        "frechet": measures.frechet(features, train),
+        "inception_score": measures.inception_score(logits),
+        "precision": precision,
+        "recall": recall,
+        "diversity": measures.diversity(features, label),
+        "copies": measures.copies(flat, train_flat, test_flat),
+        **{name: values.mean().item() for name, values in model.modality.metrics.measure(decoded).items()},
+    }
+
+
+def reference(model: Model, attribute: str) -> Reference:
+    """Judge and real data of a model's data set. The held-out data, measured like samples, is what samples can hope for."""
+    data, metrics = model.modality.data, model.modality.metrics
+    judge = metrics.judge(data, attribute)
+    codec = model.modality.codec
+    with torch.no_grad():
+        train, _ = read(data.train, attribute)
+        test, test_label = read(data.test, attribute)
+        decoded_train, decoded_test = (codec.decode(torch.cat([codec.encode(raw) for raw in part])) for part in (train, test))
+    features, _ = judge(decoded_train)
+    flat_train, flat_test = metrics.flat(decoded_train), metrics.flat(decoded_test)
+    real = _measured(model, decoded_test, test_label, (judge, features, flat_train, flat_test))
+    return Reference(judge, features, flat_train, flat_test, {"scale": "real", "n": len(test_label), **real, "evaluations": 0.0})
+
+
+def evaluate(
+    model: Model,
+    scales: Sequence[float],
+    n: int = 500,
+    *,
+    attribute: str | None = None,
+    sampler: Sampler | None = None,
+    steps: int = 50,
+    grid: Grid | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    step_done: Callable[[Progress], bool | None] | None = None,
+    row_done: Callable[[Mapping[str, Any]], None] | None = None,
+) -> tuple[list[dict[str, Any]], Reference]:
+    """One row a scale: accuracy of the named class, Frechet distance to the training data, inception score, precision and recall,
+    diversity within class, share of near-copies of training data, the modality's own measures, and the network evaluations a
+    sample and step. n samples, classes in turn; further attributes are absent.
+    """
+    name, spec = label_attribute(model, attribute)
+    ref = reference(model, name)
+    label = torch.arange(n) % len(spec.classes)
+    rows = []
+    for scale in scales:
+        counter = Evaluations()
+        callbacks = [counter, *([step_done] if step_done else [])]
+        decoded = model.sample(
+            n,
+            {name: [spec.classes[k] for k in label]},
+            guidance=CFG(scale),
+            sampler=sampler,
+            steps=steps,
+            grid=grid,
+            seed=seed,
+            batch_size=batch_size,
+            callbacks=callbacks,
+        )
+        measured = _measured(model, decoded, label, (ref.judge, ref.train, ref.train_flat, ref.test_flat))
+        rows.append({"scale": float(scale), "n": n, **measured, "evaluations": counter.rows / (n * steps)})
+        if row_done:
+            row_done(rows[-1])
+    return rows, ref
+
+
+class Evaluations:
+    """A callback that counts network evaluations, over all batches."""
+
+    def __init__(self) -> None:
+        self.rows = self.calls = self._rows = self._calls = 0
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.step == 1:
+            self._rows, self._calls = self.rows, self.calls
+        self.rows, self.calls = self._rows + progress.rows, self._calls + progress.calls
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same for reading: columns aligned, four digits."""
+    cells = [[k.replace("_", " ") for k in rows[0]]]
+    cells += [[f"{v:.3f}" if isinstance(v, float) and k != "scale" else f"{v:g}" if k == "scale" and v != "real" else str(v) for k, v in row.items()] for row in rows]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)

@@ -1,0 +1,112 @@
+"""The bridge to Hydra: composing a command's config, and saying in one line what is wrong with it."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from guidance.config import config_folder
+from guidance.errors import UserError, one_of
+from guidance.plugins import plugins
+
+FREE = ("condition",)
+"""Groups of keys that a model, not a config, defines; they need no plus sign on the command line."""
+
+
+def launch(command: str, arguments: list[str]) -> None:
+    """Compose the command's config from Hydra's arguments and run the command, once or for every job of a sweep."""
+    from hydra import main as hydra_main
+
+    from guidance import commands
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through to us, to be told in one line
+    task: Callable[[dict[str, Any], list[str]], None] = getattr(commands, command)
+
+    def job(config: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        task(plain(config), list(HydraConfig.get().overrides.task))
+
+    sys.argv = [f"polyguide {command}", *(free(argument) for argument in arguments), *search_path(arguments)]
+    job.__module__ = "guidance.hydra"
+    try:
+        hydra_main(config_path=str(config_folder()), config_name=command, version_base="1.3")(job)()
+    except UserError:
+        raise
+    except Exception as error:
+        if message := explain(error, command, arguments):
+            raise UserError(message) from None
+        raise
+
+
+def free(argument: str) -> str:
+    """condition.digit=3 as ++condition.digit=3: added or overridden."""
+    return f"++{argument}" if argument.startswith(tuple(f"{group}." for group in FREE)) else argument
+
+
+def search_path(arguments: list[str]) -> list[str]:
+    """The plug-ins' own config folders."""
+    own = config_folder().resolve()
+    folders = [str(p.configs) for p in plugins() if p.configs and p.configs.resolve() != own]
+    if not folders or any(a.startswith("hydra.searchpath") for a in arguments):
+        return []
+    return [f"hydra.searchpath=[{','.join(f'file://{f}' for f in folders)}]"]
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Containers of Python's own, every interpolation resolved. UserError names a setting that is missing."""
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        examples = {"out": "out=runs/digits", "run": "run=runs/digits"}
+        raise UserError(f"{missing[0]} is missing; give it, e.g. {examples.get(missing[0], f'{missing[0]}=...')}")
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
+    """One line for what Hydra or OmegaConf found wrong; None for any other exception."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    text = " ".join(str(part) for part in (error, error.__cause__) if part)
+    if found := re.search(r"Could not (?:override|delete from config|append to config)[^']*'([^']+)'", text):
+        key = found[1].split("@")[0]
+        return str(one_of("config key", key, sorted(_nearby(key, command, arguments))))
+    if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s*(.*?)(?:Config search path|$)", text, re.DOTALL):
+        group, _, name = found[1].rpartition("/")
+        return str(one_of(f"choice for {group}", name, found[3].split()))
+    if found := re.search(r"You must specify '([^']+)', e\.g, ", text):
+        return f"{found[1]} is missing; choose one with {found[1]}=..."
+    return " ".join(str(error).split())
+
+
+def _nearby(key: str, command: str, arguments: list[str]) -> list[str]:
+    """The settings beside a key that does not exist, at the depth where it goes wrong."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    choices = [a for a in arguments if "=" in a and "." not in a.split("=")[0] and not a.startswith(f"{key}=")]
+    for overrides in (choices, []):
+        try:
+            with initialize_config_dir(str(config_folder()), version_base="1.3"):
+                config: Any = compose(command, overrides=[*overrides, *search_path(arguments)])
+            break
+        except Exception:
+            continue
+    else:
+        return []
+    prefix = ""
+    for part in key.split(".")[:-1]:
+        if not isinstance(config, Mapping) and not hasattr(config, "keys"):
+            break
+        if part not in config or config._get_node(part) is None or not hasattr(config[part], "keys"):
+            break
+        config, prefix = config[part], f"{prefix}{part}."
+    return [f"{prefix}{name}" for name in config if not str(name).startswith("_")]

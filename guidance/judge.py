@@ -1,0 +1,101 @@
+"""Judges: small classifiers of an attribute, trained on clean real training data, which measure samples.
+
+No downloaded weights are needed, and none of the figures is comparable with those of another judge (an Inception FID, say): the
+held-out accuracy of the judge and the figures of real held-out data stand beside every table.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from guidance.checkpoint import fill, write_atomically
+from guidance.errors import UserError
+from guidance.modality import Data, Split
+
+MOST = 10_000  # items of a split that judging looks at
+
+
+def read(split: Split, attribute: str | None = None, most: int = MOST, chunk: int = 512) -> tuple[list[Any], Tensor]:
+    """Raw batches of the first ``most`` items, evenly taken from the split, and their classes (empty without an attribute)."""
+    count = min(len(split), most)
+    index = [k * len(split) // count for k in range(count)]
+    parts = [split.__getitems__(index[k : k + chunk]) for k in range(0, count, chunk)]
+    labels = [c.values[attribute] for _, c in parts] if attribute else [torch.empty(0, dtype=torch.long)]
+    return [raw for raw, _ in parts], torch.cat(labels)
+
+
+def fingerprint(data: Data, attribute: str, version: str) -> str:
+    """A name for a judge: changes with the data, the attribute, and the judge's own version."""
+    index = [k * len(data.train) // 32 for k in range(min(32, len(data.train)))]
+    raw, condition = data.train.__getitems__(index)
+    values = raw.numpy().tobytes() if isinstance(raw, Tensor) else repr(raw).encode()
+    digest = hashlib.sha256(values + condition.values[attribute].numpy().tobytes())
+    digest.update(json.dumps([attribute, version, len(data.train), len(data.test), list(data.shape)]).encode())
+    return digest.hexdigest()[:16]
+
+
+class TrainedJudge:
+    """A judge with its held-out accuracy. ``network`` gives (features, logits) of what ``prepare`` makes of decoded data."""
+
+    def __init__(self, network: nn.Module, prepare: Callable[[Any], Tensor], accuracy: float):
+        self.network, self.prepare, self.accuracy = network, prepare, accuracy
+
+    @torch.no_grad()
+    def __call__(self, decoded: Any) -> tuple[Float[Tensor, "n f"], Float[Tensor, "n classes"]]:
+        outputs = [self.network(self.prepare(decoded[k : k + 512])) for k in range(0, len(decoded), 512)]
+        return torch.cat([f for f, _ in outputs]), torch.cat([logits for _, logits in outputs])
+
+
+def train_judge(
+    network: nn.Module,
+    data: Data,
+    attribute: str,
+    prepare: Callable[[Any], Tensor],
+    augment: Callable[[Tensor, torch.Generator], Tensor],
+    *,
+    cache: Path,
+    version: str,
+    steps: int = 600,
+    batch: int = 128,
+    lr: float = 2e-3,
+) -> TrainedJudge:
+    """The judge from the cache, or trained with cross-entropy and cached. The same data gives the same judge."""
+    name = fingerprint(data, attribute, version)
+    weights, facts = cache / f"{name}.safetensors", cache / f"{name}.json"
+    if facts.is_file():
+        try:
+            fill(network, weights)
+            return TrainedJudge(network.eval(), prepare, float(json.loads(facts.read_text())["accuracy"]))
+        except (UserError, ValueError, KeyError):
+            pass  # a file cut short, or of another version: train anew
+    raw, label = read(data.train, attribute)
+    inputs = torch.cat([prepare(part) for part in raw])
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
+    network.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for step in range(steps):
+            rows = torch.randint(len(label), (batch,), generator=generator)
+            _, logits = network(augment(inputs[rows], generator))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(logits, label[rows], label_smoothing=0.05).backward()
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1, (step + 1) / 50) * (1 - step / steps)
+            optimizer.step()
+    judge = TrainedJudge(network.eval(), prepare, 0.0)
+    raw, label = read(data.test, attribute)
+    hits = [(judge(part)[1].argmax(-1)) for part in raw]
+    judge.accuracy = (torch.cat(hits) == label).float().mean().item()
+    from safetensors.torch import save
+
+    cache.mkdir(parents=True, exist_ok=True)
+    write_atomically(weights, save(network.state_dict()))
+    write_atomically(facts, json.dumps({"accuracy": judge.accuracy, "attribute": attribute, "data": data.name}).encode())
+    return judge

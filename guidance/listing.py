@@ -1,0 +1,29 @@
+"""polyguide list: what can be chosen, and where each thing is."""
+
+from pathlib import Path
+
+from guidance.config import config_folder
+from guidance.plugins import plugins
+
+
+def _first_comment(path: Path) -> str:
+    line = path.read_text().split("\n", 1)[0]
+    return line.lstrip("# ").strip() if line.startswith("#") and "@package" not in line else ""
+
+
+def listing() -> str:
+    """Modalities with their distributions; then every config group, with the first comment of each choice and its file."""
+    lines = ["modalities"]
+    for plugin in plugins():
+        lines.append(f"  {plugin.name:16} {plugin.target}  ({plugin.distribution}, {plugin.folder or 'cannot be imported'})")
+    if not plugins():
+        lines.append("  none is installed: pip install polyguide, or pip install -e . in a checkout")
+    folders = [config_folder(), *(p.configs for p in plugins() if p.configs)]
+    groups = sorted({path.parent.relative_to(folder) for folder in folders for path in folder.glob("*/**/*.yaml")})
+    for group in groups:
+        lines += ["", f"{group}="]
+        for folder in dict.fromkeys(f.resolve() for f in folders):
+            for path in sorted((folder / group).glob("*.yaml")):
+                lines.append(f"  {path.stem:16} {_first_comment(path)}")
+                lines.append(f"  {'':16} {path}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,70 @@
+"""Measures of a set of samples, from features and class probabilities. They know no modality."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class _AsGiven(nn.Module):
+    """A feature network that has already been applied."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet(a: Float[Tensor, "n f"], b: Float[Tensor, "m f"]) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2), of the Gaussians of the same mean and covariance (Heusel et al., 1706.08500)."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=_AsGiven(a.shape[1])).set_dtype(torch.float64)
+    metric.update(a.double(), real=False)
+    metric.update(b.double(), real=True)
+    return float(metric.compute())
+
+
+def inception_score(logits: Float[Tensor, "n classes"]) -> float:
+    """exp(mean over samples of KL(p(y|x) || p(y))): 1 to the number of classes (Salimans et al., 1606.03498)."""
+    from torchmetrics.image.inception import InceptionScore
+
+    with torch.random.fork_rng(devices=[]):  # it shuffles, for splits that are not asked for here
+        metric = InceptionScore(feature=_AsGiven(logits.shape[1]), splits=1)
+        metric.update(logits.double())
+        return float(metric.compute()[0])
+
+
+def precision_recall(samples: Float[Tensor, "n f"], real: Float[Tensor, "m f"], k: int = 3) -> tuple[float, float]:
+    """The share of samples on the real manifold, and of real data on the samples' (Kynkäänniemi et al., 1904.06991).
+
+    A manifold is the union of balls around its points that reach to each one's k-th nearest neighbour.
+    """
+
+    def within(points: Tensor, manifold: Tensor) -> float:
+        radius = torch.cdist(manifold, manifold).kthvalue(min(k + 1, len(manifold)), dim=1).values  # the nearest is itself
+        return float((torch.cdist(points, manifold) <= radius).any(1).float().mean())
+
+    return within(samples, real), within(real, samples)
+
+
+def diversity(features: Float[Tensor, "n f"], label: Int[Tensor, "n"]) -> float:
+    """The mean distance of two different samples of the same class, averaged over classes of two samples or more."""
+    distances = []
+    for value in label.unique():
+        of = features[label == value]
+        if len(of) > 1:
+            distances.append(torch.cdist(of, of).sum() / (len(of) * (len(of) - 1)))
+    return float(torch.stack(distances).mean()) if distances else float("nan")
+
+
+def nearest(points: Float[Tensor, "n d"], among: Float[Tensor, "m d"], chunk: int = 1024) -> Float[Tensor, "n"]:
+    """The Euclidean distance of each point to the nearest of the others."""
+    return torch.cat([torch.cdist(part, among).min(1).values for part in points.split(chunk)])
+
+
+def copies(samples: Float[Tensor, "n d"], train: Float[Tensor, "m d"], held_out: Float[Tensor, "h d"], q: float = 0.01) -> float:
+    """The share of samples nearer to a training item than all but a share ``q`` of the held-out items are: ``q`` is the floor."""
+    threshold = nearest(held_out, train).quantile(q)
+    return float((nearest(samples, train) <= threshold).float().mean())

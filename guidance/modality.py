@@ -1,0 +1,135 @@
+"""What a modality brings: the contract between the core and a plug-in. The core is written against these protocols only.
+
+A plug-in is a function ``build(...) -> Modality`` that its config names; what it bundles is found under the same names in
+every plug-in.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from guidance.condition import Condition, ConditionSpec
+from guidance.denoiser import Network
+from guidance.process import Level
+
+
+class Codec(Protocol):
+    """Between what people have and what is diffused. An nn.Module, trained with the network where it has parameters."""
+
+    def encode(self, raw: Any) -> Float[Tensor, "b *d"]:
+        """A batch of raw data as x0, of about unit scale."""
+        ...
+
+    def decode(self, x0: Float[Tensor, "b *d"]) -> Any:
+        """x0 as people have it: uint8 [n, channels, h, w]; float [n, samples] in [-1, 1]; list[str]."""
+        ...
+
+    def project(self, x0: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """The nearest x0 that data can have (a clamp; the nearest embedding)."""
+        ...
+
+    def anchor_loss(self, raw: Any, x0_hat: Float[Tensor, "b *d"], level: Level) -> Float[Tensor, "b"]:
+        """What is added to the diffusion loss of each sample: 0, or for text the rounding cross-entropy."""
+        ...
+
+
+class Split(Protocol):
+    """A part of a data set, at random access."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, index: list[int]) -> tuple[Any, Condition]:
+        """The raw batch of these items, as the codec takes it, and their condition."""
+        ...
+
+
+class Data(Protocol):
+    """A data set. Shape and conditions are known before any data is read, once `pinned` has been stored with a run."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample of x0."""
+        ...
+
+    @property
+    def conditions(self) -> Mapping[str, ConditionSpec]: ...
+
+    @property
+    def train(self) -> Split: ...
+
+    @property
+    def test(self) -> Split:
+        """Held out: never trained on."""
+        ...
+
+    def pinned(self) -> Mapping[str, Any]:
+        """Config values that were found by looking at the data (sizes, class names): a run stores them."""
+        ...
+
+
+class Judge(Protocol):
+    """A classifier of one attribute, trained on clean real training data; its features carry the distances."""
+
+    accuracy: float  # on held-out data
+
+    def __call__(self, decoded: Any) -> tuple[Float[Tensor, "n f"], Float[Tensor, "n classes"]]:
+        """Features and class logits."""
+        ...
+
+
+class Metrics(Protocol):
+    """How samples of a modality are measured."""
+
+    def judge(self, data: Data, attribute: str) -> Judge:
+        """The judge of an attribute, trained or taken from the cache."""
+        ...
+
+    def measure(self, decoded: Any) -> Mapping[str, Float[Tensor, "n"]]:
+        """Quantities that need no judge, a number a sample (ink; pitch; length)."""
+        ...
+
+    def flat(self, decoded: Any) -> Float[Tensor, "n size"]:
+        """As vectors in which the Euclidean distance tells copies from new samples."""
+        ...
+
+
+class Render(Protocol):
+    """How samples of a modality are shown and written."""
+
+    def save(self, decoded: Any, folder: Path, names: Sequence[str]) -> list[Path]:
+        """One file a sample (or one for all), in what people open."""
+        ...
+
+    def table(self, decoded: Any, path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
+        """len(rows) x len(columns) samples, row after row, with the titles of both."""
+        ...
+
+    def animate(self, frames: Sequence[Any], path: Path) -> Path:
+        """The decoded x0 estimates of a run, one batch a frame."""
+        ...
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A bundle of parts; ``network`` and ``codec`` are nn.Modules."""
+
+    name: str
+    shape: tuple[int, ...]
+    codec: Codec
+    network: Network
+    conditions: Mapping[str, ConditionSpec]
+    data: Data
+    metrics: Metrics
+    render: Render
+
+    def modules(self) -> nn.ModuleDict:
+        """All that is trained and stored."""
+        parts = {"network": self.network, "codec": self.codec}
+        return nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})

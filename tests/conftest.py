@@ -1,0 +1,19 @@
+"""Shapes in the core's signatures are enforced in all tests: this has to run before anything imports `guidance`."""
+
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+import torch
+
+# An int is a float here, as PEP 484 says; beartype asks to be told.
+jaxtyping.install_import_hook(["guidance"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Signatures not enforced, as for a user: what the library itself says of a value of the wrong type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
