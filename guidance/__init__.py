@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from guidance.condition import Condition, ConditionEmbedding, Dropout, Label, NullEmbedding, Vector
     from guidance.denoiser import Denoiser, Network, NoiseEmbedding
     from guidance.errors import UserError
-    from guidance.guide import CFG, Compose, GuidedDenoiser, Guidance, Interval, Term, on
+    from guidance.guide import CFG, Compose, Guidance, GuidedDenoiser, Interval, Term, on
     from guidance.loss import SNR, LogitNormal, Loss, MinSNR, Native, Sigmoid, Stratified, UniformEps, UniformTimes
     from guidance.modality import Codec, Data, Modality
     from guidance.model import Model, load
-    from guidance.parameterization import V, X0, Eps, Parameterization, Prediction, Velocity
+    from guidance.parameterization import X0, Eps, Parameterization, Prediction, V, Velocity
     from guidance.process import CLEAN, Level, corrupt, level
     from guidance.sampler import DDIM, DDPM, DPMSolver, Heun, LogSNR, Progress, Rho, Sampler, Uniform, sample
     from guidance.schedule import Cosine, Discrete, Karras, LinearBeta, Rectified, Schedule, Sqrt

@@ -39,14 +39,16 @@ def read(text: str) -> Compose:
                 return value(operand)
             case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as op, right=right):
                 a, b = value(left), value(right)
-                if isinstance(op, ast.Mult):
-                    if isinstance(a, Compose) and isinstance(b, Compose):
-                        raise refuse(node)
+                if isinstance(op, ast.Mult) and isinstance(a, float):
                     return a * b
-                if isinstance(a, float) and isinstance(b, float):
-                    return a + b if isinstance(op, ast.Add) else a - b
-                if isinstance(a, Compose) and isinstance(b, Compose):
-                    return a + b if isinstance(op, ast.Add) else a - b
+                if isinstance(op, ast.Mult) and isinstance(b, float):
+                    return a * b
+                if isinstance(op, ast.Add | ast.Sub):
+                    sign = 1.0 if isinstance(op, ast.Add) else -1.0
+                    if isinstance(a, float) and isinstance(b, float):
+                        return a + sign * b
+                    if isinstance(a, Compose) and isinstance(b, Compose):
+                        return a + sign * b
         raise refuse(node)
 
     result = value(tree)

@@ -1,11 +1,14 @@
 """What each command does with its config."""
 
 import json
+import math
 import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,42 +52,59 @@ def whole_number(config: Mapping[str, Any], key: str, least: int = 1) -> int:
     return value
 
 
-def fresh_folder(out: Path, overwrite: bool, own: Sequence[str]) -> Path:
-    """An output folder that holds nothing yet; with ``overwrite``, what an earlier run wrote there (``own``) is removed first."""
+def check_number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{key} takes finite numbers, got {value!r}")
+    return float(value)
+
+
+def vacant(out: Path, overwrite: bool, own: Sequence[str]) -> None:
+    """UserError where an output folder holds what an earlier command wrote there (``own``), unless it may be overwritten."""
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out} is a file, not a folder")
-    held = [path for pattern in own for path in out.glob(pattern)]
+    held = next((path for pattern in own for path in out.glob(pattern)), None)
     if held and not overwrite:
-        what = "a run" if checkpoint.is_run(out) else f"results ({held[0].name})"
+        what = "a run" if checkpoint.is_run(out) else f"results ({held.name})"
         hint = "resume=true or overwrite=true" if checkpoint.is_run(out) else "overwrite=true"
         raise UserError(f"out={out} already holds {what}; pass {hint}, or another out=")
-    for path in held:
+
+
+def clear(out: Path, own: Sequence[str]) -> None:
+    """The folder, without what an earlier command wrote there."""
+    for path in [path for pattern in own for path in out.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
-    return out
 
 
 RUN_FILES = (checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, "previews", "forward.png", "schedule.png")
 CHANGEABLE = ("trainer.steps", "trainer.log_every", "trainer.save_every", "trainer.sample_every", "trainer.keep", "trainer.workers")
 
 
-def resumed(config: dict[str, Any], stored: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def leaves(node: Any, name: str = "") -> dict[str, Any]:
+    """Every setting of a config by its dotted name."""
+    if not isinstance(node, Mapping):
+        return {name: node}
+    return {key: value for part, child in node.items() for key, value in leaves(child, f"{name}.{part}" if name else part).items()}
+
+
+def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The stored config, with the settings that a resumed run may change; UserError for any other that was given and differs."""
-    result = json.loads(json.dumps(dict(stored)))
+    result, old, new = deepcopy(dict(stored)), leaves(stored), leaves(config)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~").split("@")[0]
-        if key.split(".")[0] in ("out", "resume", "overwrite", "device", "threads"):
+        if key in ("out", "resume", "overwrite", "threads"):
             continue
-        old, new = result, config
-        *parents, last = key.split(".")
-        for parent in parents:
-            old, new = old.get(parent, {}), new.get(parent, {})
-        if old.get(last) == new.get(last):
-            continue
-        if key not in CHANGEABLE:
-            was = f" (it is {old.get(last)!r})" if not isinstance(old.get(last), dict) else ""
-            raise UserError(f"{key} cannot change when a run is resumed{was}; start another run with another out=")
-        old[last] = new[last]
+        # A choice like recipe=mnist is no setting itself: it stands for all that are now so.
+        given = [name for name in new if f"{name}.".startswith(f"{key}.") or key.split(".")[0] not in config]
+        for name in given:
+            if new[name] is None or old.get(name) == new[name]:
+                continue
+            if name not in CHANGEABLE:
+                raise UserError(f"{name} cannot change when a run is resumed (it is {old.get(name)!r}); start another with another out=")
+            node = result
+            for part in name.split(".")[:-1]:
+                node = node[part]
+            node[name.split(".")[-1]] = new[name]
     return result
 
 
@@ -96,7 +116,9 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     out, resume, overwrite = Path(config.pop("out")), config.pop("resume"), config.pop("overwrite")
     threads(config)
     going_on = bool(resume) and checkpoint.is_run(out)
-    if going_on:
+    if not going_on:
+        vacant(out, overwrite, RUN_FILES)
+    else:
         config = resumed(config, checkpoint.read_config(out), overrides)
     seed = whole_number(config, "seed", 0)
     trainer: Trainer = build(config["trainer"], "trainer")
@@ -107,7 +129,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     config["data"] = {**config["data"], **modality.data.pinned()}
     split = modality.data.train
     if not going_on:
-        fresh_folder(out, overwrite, RUN_FILES)
+        clear(out, RUN_FILES)
     checkpoint.write_config(out, config)
     steps = checkpoint.saved_steps(out)
     if steps and steps[-1] >= trainer.steps:
@@ -179,7 +201,8 @@ def class_table(model: Model, scales: Sequence[float], path: Path, **settings: A
 def sampling(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that all commands which draw samples share, as `Model.sample` takes them."""
     chosen = dict(config["sampler"])
-    steps = chosen.pop("steps")
+    steps = whole_number(chosen, "steps")
+    del chosen["steps"]
     return {
         "sampler": build(chosen, "sampler"),
         "steps": steps,
@@ -203,6 +226,10 @@ class Bar:
         self.bar.update()
 
 
+SAMPLE_FILES = ("[0-9]*.*", "grid.*", "denoising.*", "samples.*")
+EVALUATION_FILES = ("metrics.csv", "curves.png", "table.*", "evaluation.json")
+
+
 def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide sample"""
     from guidance.evaluate import Evaluations
@@ -216,19 +243,21 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     render, codec = model.modality.render, model.modality.codec
     counter, frames = Evaluations(), []
     condition = {name: value for name, value in config["condition"].items() if value is not None}
-    model.condition(n, condition)  # what is wrong with it is said before anything is removed
-    fresh_folder(out, config["overwrite"], ("*.png", "*.gif", "*.wav", "*.jsonl", "*.html", "samples.json"))
-    batches = -(-n // (settings["batch_size"] or n))
-    callbacks: list[Callback] = [counter, Bar(batches * settings["steps"], "sample")]
+    vacant(out, config["overwrite"], SAMPLE_FILES)
+    bar = Bar(-(-n // (settings["batch_size"] or n)) * settings["steps"], "sample")
+    callbacks: list[Callback] = [counter, bar]
     if config["animate"]:
         callbacks.append(lambda p: frames.append(p.prediction.x0[:64].clone()))
     done, shown = 0, []
     with torch.no_grad():
         for x0 in model.latents(n, condition, guidance=guidance, callbacks=callbacks, **settings):
+            if not done:  # nothing of an earlier command is removed before it is known that this one works
+                clear(out, SAMPLE_FILES)
             render.save(codec.decode(x0), out, [f"{k:05d}" for k in range(done, done + len(x0))])
             if done < 64:
                 shown.append(x0[: 64 - done])
             done += len(x0)
+        bar.bar.close()
         together = torch.cat(shown)
         columns = min(8, len(together))
         rows = -(-len(together) // columns)
@@ -243,29 +272,34 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide evaluate"""
+    from tqdm import tqdm
+
     from guidance.evaluate import as_csv, as_text, label_attribute
     from guidance.evaluate import evaluate as measure
     from guidance.plots import quality_curves
 
     threads(config)
     n, settings = whole_number(config, "n"), sampling(config)
-    scales = [CFG(scale).scale for scale in config["scales"]]
-    if not scales or not all(isinstance(scale, float) for scale in scales):
-        raise UserError(f"scales is a list of numbers, got {config['scales']!r}")
+    if not isinstance(config["scales"], list) or not config["scales"]:
+        raise UserError(f"scales is a list of numbers, e.g. scales=[-1,0,1,3], got {config['scales']!r}")
+    scales = [check_number(scale, "scales") for scale in config["scales"]]
     model = load(config["run"], device=device_of(config))
     name, _ = label_attribute(model, config["attribute"])
-    out = fresh_folder(Path(config["out"]), config["overwrite"], ("metrics.csv", "curves.png", "table.png", "evaluation.json"))
-    batches = -(-n // (settings["batch_size"] or n))
-    bar = Bar(len(scales) * batches * settings["steps"], "evaluate")
-    shared = {key: settings[key] for key in ("sampler", "steps", "grid", "schedule", "seed")}
-    class_table(model, scales, out / "table.png", attribute=name, **shared)  # type: ignore[arg-type]
-    rows, ref = measure(model, scales, n, attribute=name, step_done=bar, **settings)  # type: ignore[arg-type]
-    bar.bar.close()
+    out = Path(config["out"])
+    vacant(out, config["overwrite"], EVALUATION_FILES)
+    clear(out, EVALUATION_FILES)
+    class_table(model, scales, out / "table.png", attribute=name, **settings)
+    with tqdm(total=len(scales), desc="evaluate", unit="scale", leave=False) as bar:
+
+        def row_done(row: Mapping[str, Any]) -> None:
+            bar.update()
+
+        rows, ref = measure(model, scales, n, attribute=name, draw=partial(model.sample, **settings), row_done=row_done)
     table = [ref.real, *rows]
     checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
     quality_curves(rows, ref.real, out / "curves.png")
     facts = {"config": config, "attribute": name, "judge_accuracy": ref.judge.accuracy, "rows": table}
     checkpoint.write_atomically(out / "evaluation.json", json.dumps(facts, indent=1, default=str).encode())
     print(as_text(table))
-    print(f"\n{name}: {n} samples a scale from the same noise, {settings['steps']} steps; the judge's held-out accuracy is {ref.judge.accuracy:.3f}")
-    print(f"metrics.csv, curves.png and table.png are in {out}")
+    print(f"\n{name}: {n} samples a scale from the same noise, {settings['steps']} steps; the judge is right on ", end="")
+    print(f"{ref.judge.accuracy:.1%} of held-out data\nmetrics.csv, curves.png and table.png are in {out}")

@@ -26,7 +26,7 @@ def resolve(target: str) -> Any:
     """The function or class that a dotted name means, if a config may call it."""
     trusted = trusted_packages()
     refused = UserError(f"the config's _target_ {target!r} is refused: only {', '.join(p + '.' for p in trusted)} may be called")
-    if not isinstance(target, str) or target.split(".")[0] not in trusted:
+    if not isinstance(target, str) or target.split(".", maxsplit=1)[0] not in trusted:
         raise refused
     parts, module = target.split("."), None
     for k in range(len(parts) - 1, 0, -1):

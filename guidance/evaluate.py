@@ -16,7 +16,7 @@ from guidance.guide import CFG
 from guidance.judge import read
 from guidance.modality import Judge
 from guidance.model import Model
-from guidance.sampler import Grid, Progress, Sampler
+from guidance.sampler import Progress
 
 
 def label_attribute(model: Model, attribute: str | None) -> tuple[str, Label]:
@@ -79,53 +79,43 @@ def evaluate(
     n: int = 500,
     *,
     attribute: str | None = None,
-    sampler: Sampler | None = None,
-    steps: int = 50,
-    grid: Grid | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    step_done: Callable[[Progress], bool | None] | None = None,
+    draw: Callable[..., Any] | None = None,
     row_done: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> tuple[list[dict[str, Any]], Reference]:
     """One row a scale: accuracy of the named class, Frechet distance to the training data, inception score, precision and recall,
     diversity within class, share of near-copies of training data, the modality's own measures, and the network evaluations a
     sample and step. n samples, classes in turn; further attributes are absent.
+
+    Args:
+        draw: `model.sample`, with any of its settings bound (`functools.partial`).
+        row_done: called with each row as soon as it is measured.
     """
     name, spec = label_attribute(model, attribute)
     ref = reference(model, name)
     label = torch.arange(n) % len(spec.classes)
+    draw = draw or model.sample
     rows = []
     for scale in scales:
         counter = Evaluations()
-        callbacks = [counter, *([step_done] if step_done else [])]
-        decoded = model.sample(
-            n,
-            {name: [spec.classes[k] for k in label]},
-            guidance=CFG(scale),
-            sampler=sampler,
-            steps=steps,
-            grid=grid,
-            seed=seed,
-            batch_size=batch_size,
-            callbacks=callbacks,
-        )
+        decoded = draw(n, {name: [spec.classes[k] for k in label]}, guidance=CFG(scale), callbacks=[counter])
         measured = _measured(model, decoded, label, (ref.judge, ref.train, ref.train_flat, ref.test_flat))
-        rows.append({"scale": float(scale), "n": n, **measured, "evaluations": counter.rows / (n * steps)})
+        rows.append({"scale": float(scale), "n": n, **measured, "evaluations": counter.rows / (n * counter.steps)})
         if row_done:
             row_done(rows[-1])
     return rows, ref
 
 
 class Evaluations:
-    """A callback that counts network evaluations, over all batches."""
+    """A callback that counts network evaluations (rows) and calls, over all batches of a run of ``steps`` steps."""
 
     def __init__(self) -> None:
-        self.rows = self.calls = self._rows = self._calls = 0
+        self.steps = self.rows = self.calls = 0
+        self._before = (0, 0)
 
     def __call__(self, progress: Progress) -> None:
         if progress.step == 1:
-            self._rows, self._calls = self.rows, self.calls
-        self.rows, self.calls = self._rows + progress.rows, self._calls + progress.calls
+            self._before = self.rows, self.calls
+        self.steps, self.rows, self.calls = progress.steps, self._before[0] + progress.rows, self._before[1] + progress.calls
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -138,7 +128,12 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The same for reading: columns aligned, four digits."""
-    cells = [[k.replace("_", " ") for k in rows[0]]]
-    cells += [[f"{v:.3f}" if isinstance(v, float) and k != "scale" else f"{v:g}" if k == "scale" and v != "real" else str(v) for k, v in row.items()] for row in rows]
+
+    def cell(key: str, value: Any) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:g}" if key == "scale" else f"{value:.3f}"
+
+    cells = [[key.replace("_", " ") for key in rows[0]], *([cell(k, v) for k, v in row.items()] for row in rows)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells)

@@ -6,10 +6,11 @@ several conditions it is composable diffusion (Liu et al., 2206.01714). Any real
 """
 
 import math
-import numbers
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from functools import reduce
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,12 +31,9 @@ def check_weight(weight: Any, name: str = "weight") -> Any:
     """The weight, if it is one: a finite number, a sequence or tensor [b] of them, or a function of logsnr."""
     if callable(weight):
         return weight
-    if isinstance(weight, numbers.Real) and not isinstance(weight, bool):
-        if math.isfinite(weight):
-            return float(weight)
-    elif isinstance(weight, Tensor | Sequence) and not isinstance(weight, str):
+    if not isinstance(weight, bool | str | None):
         try:
-            tensor = torch.as_tensor(weight, dtype=torch.float32)
+            tensor = torch.as_tensor(weight, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             tensor = torch.tensor(math.nan)
         if bool(tensor.isfinite().all()) and tensor.ndim <= 1:
@@ -62,9 +60,7 @@ class Guidance(Protocol):
 
     def terms(self, condition: Condition) -> Sequence[Term]: ...
 
-    def combine(
-        self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Float[Tensor, "b *d"], level: Level
-    ) -> Prediction:
+    def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
         """One prediction from those of the live terms, whose weights are now numbers or [b, 1, ..., 1]."""
         ...
 
@@ -73,18 +69,15 @@ def weighted_sum(terms: Sequence[Term], predictions: Sequence[Prediction]) -> Pr
     """sum_k w_k x0_k and sum_k w_k eps_k."""
     if len(terms) == 1 and terms[0].weight == 1:
         return predictions[0]
-    x0 = sum(term.weight * p.x0 for term, p in zip(terms, predictions, strict=True))  # type: ignore[operator]
-    eps = sum(term.weight * p.eps for term, p in zip(terms, predictions, strict=True))  # type: ignore[operator]
-    assert isinstance(x0, Tensor) and isinstance(eps, Tensor)
+    weighted = [(cast(Tensor, term.weight), p) for term, p in zip(terms, predictions, strict=True)]
+    x0, eps = (reduce(operator.add, parts) for parts in ([w * p.x0 for w, p in weighted], [w * p.eps for w, p in weighted]))
     return Prediction(x0, eps)
 
 
 class WeightedSum:
     """The default way to combine."""
 
-    def combine(
-        self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Float[Tensor, "b *d"], level: Level
-    ) -> Prediction:
+    def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
         return weighted_sum(terms, predictions)
 
 
@@ -221,11 +214,17 @@ class Interval:
             for term in guidance.terms(condition)
         ]
 
-    def combine(
-        self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Float[Tensor, "b *d"], level: Level
-    ) -> Prediction:
+    def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
         active = self.inside if self.low <= level.logsnr.item() <= self.high else self.outside
         return active.combine(terms, predictions, x_t, level)
+
+
+def _rows(context: Context, index: Int[Tensor, "r"]) -> Context:
+    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, context)
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -347,20 +346,18 @@ class GuidedDenoiser:
         rows, samples = embedded.row[mine], mine.nonzero()[:, 1]
         size = self.max_rows or max(len(rows), 1)
         calls = []
-        for part, who in zip(rows.split(size), samples.split(size), strict=True):
+        for part, who in zip(torch.split(rows, size), torch.split(samples, size), strict=True):
             if not len(part):
                 continue
             context = embedded.context
             if len(part) < embedded.rows:
-                context = tree_map(lambda t, at=part.to(self.device): t[at] if isinstance(t, Tensor) else t, context)
+                context = _rows(context, part.to(self.device))
             everyone = len(who) == self.n and bool((who == torch.arange(self.n)).all())
             calls.append(_Call(None if everyone else who.to(self.device), len(who), context))
         return calls
 
     @torch.no_grad()
-    def __call__(
-        self, x_t: Float[Tensor, "b *d"], level: Level, x0_hat: Float[Tensor, "b *d"] | None = None
-    ) -> Prediction:
+    def __call__(self, x_t: Float[Tensor, "b *d"], level: Level, x0_hat: Float[Tensor, "b *d"] | None = None) -> Prediction:
         """The guided prediction at a level shared by all samples; its ``parts`` are the live terms' own.
 
         A part's rows of zero weight are zeros: they were not evaluated.
@@ -379,8 +376,8 @@ class GuidedDenoiser:
             mine = [k for k, term in enumerate(self.terms) if term.model == model and counts[k]]
             if mine:
                 sizes = [counts[k] for k in mine]
-                x0, eps = (torch.cat(t).split(sizes) for t in ([p.x0 for p in outputs], [p.eps for p in outputs]))
-                parts |= {k: self._whole(Prediction(*p), live[k], x_t) for k, *p in zip(mine, x0, eps, strict=True)}
+                x0, eps = (torch.split(_cat(t), sizes) for t in ([p.x0 for p in outputs], [p.eps for p in outputs]))
+                parts |= {k: self._whole(Prediction(a, b), live[k], x_t) for k, a, b in zip(mine, x0, eps, strict=True)}
         order = sorted(parts)
         terms = [replace(self.terms[k], weight=self._spread(weights[k], x_t)) for k in order]
         combined = self.guidance.combine(terms, [parts[k] for k in order], x_t, level)
@@ -390,7 +387,8 @@ class GuidedDenoiser:
         if len(part.x0) == self.n:
             return part
         index = live.nonzero().flatten().to(x_t.device)
-        return Prediction(*(torch.zeros_like(x_t).index_copy(0, index, t) for t in (part.x0, part.eps)))
+        x0, eps = (torch.zeros_like(x_t).index_copy(0, index, t) for t in (part.x0, part.eps))
+        return Prediction(x0, eps)
 
     def _spread(self, weight: Float[Tensor, "b"], x_t: Float[Tensor, "b *d"]) -> float | Tensor:
         """A number where all samples have the same weight, else [b, 1, ..., 1]."""

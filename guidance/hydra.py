@@ -23,10 +23,18 @@ def launch(command: str, arguments: list[str]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through to us, to be told in one line
     task: Callable[[dict[str, Any], list[str]], None] = getattr(commands, command)
 
+    failed: list[UserError] = []
+
     def job(config: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
 
-        task(plain(config), list(HydraConfig.get().overrides.task))
+        try:
+            task(plain(config), list(HydraConfig.get().overrides.task))
+        except UserError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's launcher may be elsewhere, and says which job it was
+                raise
+            failed.append(error)
 
     sys.argv = [f"polyguide {command}", *(free(argument) for argument in arguments), *search_path(arguments)]
     job.__module__ = "guidance.hydra"
@@ -38,6 +46,8 @@ def launch(command: str, arguments: list[str]) -> None:
         if message := explain(error, command, arguments):
             raise UserError(message) from None
         raise
+    if failed:
+        raise failed[0]
 
 
 def free(argument: str) -> str:

@@ -85,7 +85,7 @@ def train_judge(
             rows = torch.randint(len(label), (batch,), generator=generator)
             _, logits = network(augment(inputs[rows], generator))
             optimizer.zero_grad()
-            nn.functional.cross_entropy(logits, label[rows], label_smoothing=0.05).backward()
+            nn.functional.cross_entropy(logits, label[rows]).backward()
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1, (step + 1) / 50) * (1 - step / steps)
             optimizer.step()

@@ -1,5 +1,7 @@
 """Measures of a set of samples, from features and class probabilities. They know no modality."""
 
+import warnings
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -30,7 +32,8 @@ def inception_score(logits: Float[Tensor, "n classes"]) -> float:
     """exp(mean over samples of KL(p(y|x) || p(y))): 1 to the number of classes (Salimans et al., 1606.03498)."""
     from torchmetrics.image.inception import InceptionScore
 
-    with torch.random.fork_rng(devices=[]):  # it shuffles, for splits that are not asked for here
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it shuffles for, and takes the deviation over, splits that are not asked for here
         metric = InceptionScore(feature=_AsGiven(logits.shape[1]), splits=1)
         metric.update(logits.double())
         return float(metric.compute()[0])
@@ -52,7 +55,7 @@ def precision_recall(samples: Float[Tensor, "n f"], real: Float[Tensor, "m f"], 
 def diversity(features: Float[Tensor, "n f"], label: Int[Tensor, "n"]) -> float:
     """The mean distance of two different samples of the same class, averaged over classes of two samples or more."""
     distances = []
-    for value in label.unique():
+    for value in torch.unique(label):
         of = features[label == value]
         if len(of) > 1:
             distances.append(torch.cdist(of, of).sum() / (len(of) * (len(of) - 1)))
@@ -61,7 +64,7 @@ def diversity(features: Float[Tensor, "n f"], label: Int[Tensor, "n"]) -> float:
 
 def nearest(points: Float[Tensor, "n d"], among: Float[Tensor, "m d"], chunk: int = 1024) -> Float[Tensor, "n"]:
     """The Euclidean distance of each point to the nearest of the others."""
-    return torch.cat([torch.cdist(part, among).min(1).values for part in points.split(chunk)])
+    return torch.cat([torch.cdist(part, among).min(1).values for part in torch.split(points, chunk)])
 
 
 def copies(samples: Float[Tensor, "n d"], train: Float[Tensor, "m d"], held_out: Float[Tensor, "h d"], q: float = 0.01) -> float:

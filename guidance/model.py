@@ -93,9 +93,7 @@ class Model:
         """The condition of n samples: every attribute of the model, absent where ``values`` does not give it."""
         given = {name: self.attribute(name, value, n) for name, value in (values or {}).items() if value is not None}
         absent = torch.zeros(n, dtype=torch.bool)
-        made = {
-            name: given.get(name, (torch.stack([spec.absent()] * n), absent)) for name, spec in self.modality.conditions.items()
-        }
+        made = {name: given.get(name, (torch.stack([spec.absent()] * n), absent)) for name, spec in self.modality.conditions.items()}
         return Condition({name: value for name, (value, _) in made.items()}, {name: keep for name, (_, keep) in made.items()})
 
     def latents(

@@ -11,7 +11,7 @@ where logsnr lies in the stated range, as Ho & Salimans (2207.12598) do for the 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -44,9 +44,7 @@ def inverse(schedule: Schedule, value: Float[Tensor, "*b"]) -> Float[Tensor, "*b
 
 def _check_range(logsnr_min: float, logsnr_max: float) -> None:
     if not -60 <= logsnr_min < logsnr_max <= 60:
-        raise UserError(
-            f"a schedule needs -60 <= logsnr_min < logsnr_max <= 60, got logsnr_min={logsnr_min}, logsnr_max={logsnr_max}"
-        )
+        raise UserError(f"a schedule needs -60 <= logsnr_min < logsnr_max <= 60, got logsnr_min={logsnr_min}, logsnr_max={logsnr_max}")
 
 
 @dataclass(frozen=True)
@@ -141,9 +139,7 @@ class Karras:
 
     def __post_init__(self) -> None:
         if not (0 < self.sigma_min < self.sigma_max and self.rho > 0):
-            raise UserError(
-                f"Karras needs 0 < sigma_min < sigma_max and rho > 0, got {self.sigma_min}, {self.sigma_max}, {self.rho}"
-            )
+            raise UserError(f"Karras needs 0 < sigma_min < sigma_max and rho > 0, got {self.sigma_min}, {self.sigma_max}, {self.rho}")
 
     def __call__(self, t: Float[Tensor, "*b"]) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
@@ -170,7 +166,7 @@ class Discrete:
         from scipy.interpolate import PchipInterpolator
 
         log_alpha2 = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-beta).cumsum(0)])
-        cubic = PchipInterpolator(torch.arange(len(log_alpha2)).numpy(), log_alpha2.numpy())
+        cubic: Any = PchipInterpolator(torch.arange(len(log_alpha2)).numpy(), log_alpha2.numpy())
         object.__setattr__(self, "betas", tuple(float(b) for b in beta))
         object.__setattr__(self, "_knots", torch.from_numpy(cubic.c.copy()))
 

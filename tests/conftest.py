@@ -8,7 +8,7 @@ import torch
 
 # An int is a float here, as PEP 484 says; beartype asks to be told.
 jaxtyping.install_import_hook(["guidance"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tensors are small, and threads that wait for each other on a shared core cost milliseconds a call
 
 
 @pytest.fixture

@@ -246,10 +246,10 @@ def test_composition_adds_attributes_that_the_condition_lacks():
     same(found, mixed((1.0, alone(only(a=1))), (1.0, alone(only(b=0))), (-1.0, alone(NULL))))
 
 
-def test_parsed_values_compose():
-    parsed = on(a="one").parse(lambda name, value: (torch.full((N,), {"one": 1}[value]), torch.arange(N) < 4))
+def test_bound_values_compose():
+    bound = on(a="one").bind(lambda name, value: (torch.full((N,), {"one": 1}[value]), torch.arange(N) < 4))
     expected = mixed((1.0, alone(Condition({"a": torch.ones(N)}, {"a": torch.arange(N) < 4}))))
-    same(says(parsed), expected)
+    same(says(bound), expected)
 
 
 WEIGHTS = [2.0, -1.5, 0.5]
@@ -290,7 +290,9 @@ def test_classes_weighted_by_their_posterior_are_the_null_model(logsnr: float):
 # Weights that change with the noise level
 
 
-@pytest.mark.parametrize("logsnr, inside", [(-5.0, False), (-2.1, False), (-1.9, True), (0.0, True), (2.9, True), (3.1, False), (9.0, False)])
+@pytest.mark.parametrize(
+    "logsnr, inside", [(-5.0, False), (-2.1, False), (-1.9, True), (0.0, True), (2.9, True), (3.1, False), (9.0, False)]
+)
 def test_interval_guides_inside_and_is_the_conditional_model_outside(logsnr: float, inside: bool):
     where, interval = at(logsnr), Interval(CFG(4.0), -2.0, 3.0)
     expected = mixed((4.0, alone(CONDITION, where)), (-3.0, alone(NULL, where))) if inside else alone(CONDITION, where)
@@ -485,7 +487,9 @@ class Unbalanced(WeightedSum):
         return Term(2.0, condition), Term(self.total, condition.drop())
 
 
-@pytest.mark.parametrize("other", [0.0, -0.9, torch.tensor([-1.0] * 5 + [-1.1]), lambda logsnr: -1.5], ids=["0", "-.9", "one row", "changing"])
+@pytest.mark.parametrize(
+    "other", [0.0, -0.9, torch.tensor([-1.0] * 5 + [-1.1]), lambda logsnr: -1.5], ids=["0", "-.9", "one row", "changing"]
+)
 def test_weights_that_do_not_sum_to_one_are_refused(other: Any):
     with pytest.raises(UserError, match="not to 1"):
         says(Unbalanced(other))
@@ -500,7 +504,9 @@ BAD = [math.nan, math.inf, -math.inf, "4", "high", None, True, [1.0, math.nan], 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("bad", BAD, ids=str)
-@pytest.mark.parametrize("use", [CFG, CFG.from_paper, lambda w: w * on(a=1), lambda w: Compose(((w, {"a": 1}),))], ids=["cfg", "w", "*", "()"])
+@pytest.mark.parametrize(
+    "use", [CFG, CFG.from_paper, lambda w: w * on(a=1), lambda w: Compose(((w, {"a": 1}),))], ids=["cfg", "w", "*", "()"]
+)
 def test_what_is_no_weight_is_refused(use: Callable[[Any], Any], bad: Any):
     with pytest.raises(UserError):
         use(bad)
@@ -517,7 +523,9 @@ def test_a_changing_weight_that_is_not_finite_is_refused_when_it_shows(value: fl
         says(CFG(lambda logsnr: value))
 
 
-@pytest.mark.parametrize("scale", [torch.ones(N + 1) * 2, torch.ones(N - 1) * 2, lambda logsnr: torch.ones(2)], ids=["more", "fewer", "changing"])
+@pytest.mark.parametrize(
+    "scale", [torch.ones(N + 1) * 2, torch.ones(N - 1) * 2, lambda logsnr: torch.ones(2)], ids=["more", "fewer", "changing"]
+)
 def test_a_wrong_number_of_scales_is_refused(scale: Any):
     with pytest.raises(UserError, match=f"{N} samples"):
         says(CFG(scale))

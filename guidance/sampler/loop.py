@@ -1,9 +1,10 @@
 """The sampling loop: noise -> step -> step -> ... -> clean."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator, Protocol
+from itertools import pairwise
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from guidance.condition import Condition
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError
-from guidance.guide import CFG, GuidedDenoiser, Guidance
+from guidance.guide import CFG, Guidance, GuidedDenoiser
 from guidance.noise import Stream, normal
 from guidance.parameterization import Prediction
 from guidance.process import CLEAN, Level, level
@@ -142,7 +143,7 @@ def sample(
         start = levels[0]
         x = normal(seed, Stream.START, 0, first, shape).to(device) * start.norm
         past: Past | None = None
-        for k, (now, then) in enumerate(zip(levels, levels[1:], strict=False), start=1):
+        for k, (now, then) in enumerate(pairwise(levels), start=1):
 
             def draw(k: int = k) -> Tensor:
                 return normal(seed, Stream.STEP, k, first, shape).to(device)
@@ -150,6 +151,7 @@ def sample(
             x, prediction = sampler.step(predict, x, now, then, draw, past)
             past = prediction, now
             progress = Progress(k, steps, now, x, prediction, guided.rows, guided.calls)
-            if any([callback(progress) for callback in callbacks]):
+            answers = [callback(progress) for callback in callbacks]  # every callback is called
+            if any(answers):
                 return prediction.x0
     return x

@@ -280,9 +280,7 @@ class Folder:
         from tqdm import tqdm
 
         places = [(self._folder / name, k) for k, name in enumerate(self._classes)] or [(self._folder, 0)]
-        candidates = [
-            (path, k) for place, k in places for path in sorted(place.rglob("*")) if path.suffix.lower() in self.SUFFIXES
-        ]
+        candidates = [(path, k) for place, k in places for path in sorted(place.rglob("*")) if path.suffix.lower() in self.SUFFIXES]
         good, first = [], None
         for path, k in tqdm(candidates, desc="checking images", unit="image", disable=len(candidates) < 2000):
             try:
@@ -301,7 +299,7 @@ class Folder:
                 raise UserError(f"images of mixed {what}: {first[0]} is {one}, {path} is {other}; make them alike with e.g. {option}")
             good.append((path, k))
         if not good:
-            raise UserError(f"{self._folder} holds no readable image, nor do its sub-folders (looked for {', '.join(sorted(self.SUFFIXES))})")
+            raise UserError(f"no readable image in {self._folder} or its sub-folders (looked for {', '.join(sorted(self.SUFFIXES))})")
         return good
 
     @staticmethod

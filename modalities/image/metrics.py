@@ -58,9 +58,7 @@ class ImageMetrics:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = Classifier(data.shape[0], len(spec.classes))
-        judge: TrainedJudge = train_judge(
-            network, data, attribute, prepare, augment, cache=assets.cache() / "judges", version="image-1"
-        )
+        judge: TrainedJudge = train_judge(network, data, attribute, prepare, augment, cache=assets.cache() / "judges", version="image-1")
         return judge
 
     def measure(self, decoded: UInt8[Tensor, "n c h w"]) -> Mapping[str, Float[Tensor, "n"]]:

@@ -1,0 +1,39 @@
+# make alone lists the targets. PYTHON is what .venv is made with; CONSTRAINTS pins every package.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := outputs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(VENV)/installed  ## install into .venv, from the constraints file
+
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+demo: install  ## train on real digits, sample at scales from -2 to 4, evaluate: into outputs/demo
+	$(BIN)/polyguide train data=digits out=$(DEMO)/run resume=true
+	$(BIN)/polyguide evaluate run=$(DEMO)/run out=$(DEMO) overwrite=true
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: install  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## mypy, strict for guidance/
+	$(BIN)/mypy
+
+wheel: install  ## build the wheel, install it into an empty environment, use it there
+	BIN=$(abspath $(BIN)) PYTHON=$(PYTHON) CONSTRAINTS=$(abspath $(CONSTRAINTS)) bash tests/wheel.sh
+
+clean:  ## remove what was built and drawn
+	rm -rf $(VENV) dist build outputs .pytest_cache .mypy_cache .ruff_cache
