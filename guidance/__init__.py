@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from guidance.condition import Condition, ConditionEmbedding, Dropout, Label, NullEmbedding, Vector
     from guidance.denoiser import Denoiser, Network, NoiseEmbedding
     from guidance.errors import UserError
-    from guidance.guide import CFG, Compose, Guidance, GuidedDenoiser, Interval, Term, on
+    from guidance.guide import CFG, Compose, Guidance, Term, on
+    from guidance.guided import GuidedDenoiser
     from guidance.loss import SNR, LogitNormal, Loss, MinSNR, Native, Sigmoid, Stratified, UniformEps, UniformTimes
     from guidance.modality import Codec, Data, Modality
     from guidance.model import Model, load
     from guidance.parameterization import X0, Eps, Parameterization, Prediction, V, Velocity
     from guidance.process import CLEAN, Level, corrupt, level
+    from guidance.rules import Interval
     from guidance.sampler import DDIM, DDPM, DPMSolver, Heun, LogSNR, Progress, Rho, Sampler, Uniform, sample
     from guidance.schedule import Cosine, Discrete, Karras, LinearBeta, Rectified, Schedule, Sqrt
     from guidance.train import Objective, Trainer
@@ -23,12 +25,14 @@ _HOMES = {
     "condition": "Condition ConditionEmbedding Dropout Label NullEmbedding Vector",
     "denoiser": "Denoiser Network NoiseEmbedding",
     "errors": "UserError",
-    "guide": "CFG Compose GuidedDenoiser Guidance Interval Term on",
+    "guide": "CFG Compose Guidance Term on",
+    "guided": "GuidedDenoiser",
     "loss": "SNR LogitNormal Loss MinSNR Native Sigmoid Stratified UniformEps UniformTimes",
     "modality": "Codec Data Modality",
     "model": "Model load",
     "parameterization": "V X0 Eps Parameterization Prediction Velocity",
     "process": "CLEAN Level corrupt level",
+    "rules": "Interval",
     "sampler": "DDIM DDPM DPMSolver Heun LogSNR Progress Rho Sampler Uniform sample",
     "schedule": "Cosine Discrete Karras LinearBeta Rectified Schedule Sqrt",
     "train": "Objective Trainer",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -123,6 +123,7 @@ class Dropout:
         return replace(condition, keep=keep)
 
 
+@runtime_checkable
 class ConditionSpec(Protocol):
     """What an attribute may be: it parses what people write, and embeds what a batch holds."""
 

@@ -6,7 +6,7 @@ output counts as the error in eps that it makes. `Native` alone is stated in the
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from guidance.parameterization import Parameterization
 from guidance.process import Level
 
 
+@runtime_checkable
 class Weighting(Protocol):
     """Factor on the squared error of the network's output, one a sample."""
 
@@ -112,6 +113,7 @@ class Loss:
         return error.square().mean(1) * weight
 
 
+@runtime_checkable
 class Times(Protocol):
     """Where training draws t: from uniform numbers, and each sample's place in the whole batch."""
 

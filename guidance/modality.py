@@ -7,7 +7,7 @@ every plug-in.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from guidance.denoiser import Network
 from guidance.process import Level
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Between what people have and what is diffused. An nn.Module, trained with the network where it has parameters."""
 
@@ -37,6 +38,7 @@ class Codec(Protocol):
         ...
 
 
+@runtime_checkable
 class Split(Protocol):
     """A part of a data set, at random access."""
 
@@ -47,6 +49,7 @@ class Split(Protocol):
         ...
 
 
+@runtime_checkable
 class Data(Protocol):
     """A data set. Shape and conditions are known before any data is read, once `pinned` has been stored with a run."""
 
@@ -74,6 +77,7 @@ class Data(Protocol):
         ...
 
 
+@runtime_checkable
 class Judge(Protocol):
     """A classifier of one attribute, trained on clean real training data; its features carry the distances."""
 
@@ -84,6 +88,7 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
 class Metrics(Protocol):
     """How samples of a modality are measured."""
 
@@ -100,6 +105,7 @@ class Metrics(Protocol):
         ...
 
 
+@runtime_checkable
 class Render(Protocol):
     """How samples of a modality are shown and written."""
 

@@ -5,7 +5,7 @@ determines both. Converting one into another is ``Other().target(p.x0, p.eps, le
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -28,6 +28,7 @@ class Prediction:
     parts: "tuple[tuple[Term, Prediction], ...]" = field(default=(), repr=False)
 
 
+@runtime_checkable
 class Parameterization(Protocol):
     """The meaning of a network's output."""
 

@@ -11,7 +11,7 @@ where logsnr lies in the stated range, as Ho & Salimans (2207.12598) do for the 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from torch import Tensor
 from guidance.errors import UserError
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """t -> (alpha, sigma), elementwise; logsnr strictly decreasing in t."""
 

@@ -13,7 +13,7 @@ torch.set_num_threads(1)  # the tensors are small, and threads that wait for eac
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Signatures not enforced, as for a user: what the library itself says of a value of the wrong type."""
+    """Signatures not enforced, as for a user: to see what the library itself says of a wrong type, or to take many steps fast."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -14,10 +14,12 @@ from guidance.analytic import Mixture
 from guidance.condition import Condition
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError
-from guidance.guide import CFG, Compose, GuidedDenoiser, Interval, Term, WeightedSum, on
+from guidance.guide import CFG, Compose, Term, WeightedSum, on
+from guidance.guided import GuidedDenoiser
 from guidance.noise import Stream, normal
 from guidance.parameterization import X0, Prediction
 from guidance.process import Level, level
+from guidance.rules import Interval
 from guidance.sampler import Heun, sample
 from guidance.schedule import Cosine, inverse
 

@@ -4,7 +4,7 @@ A grid gives ``steps`` times, from the noisiest down; after the last of them the
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from guidance.errors import UserError
 from guidance.schedule import Schedule, inverse, logsnr
 
 
+@runtime_checkable
 class Grid(Protocol):
     """(schedule, steps) -> the times to evaluate at, strictly decreasing, float64."""
 

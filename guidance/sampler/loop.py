@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from guidance.condition import Condition
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError
-from guidance.guide import CFG, Guidance, GuidedDenoiser
+from guidance.guide import CFG, Guidance
+from guidance.guided import GuidedDenoiser
 from guidance.noise import Stream, normal
 from guidance.parameterization import Prediction
 from guidance.process import CLEAN, Level, level
@@ -47,6 +48,7 @@ class Predict:
         return level(self.schedule, inverse(self.schedule, logsnr), logsnr)
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A family of steps. Frozen: all that a step remembers is the previous prediction."""
 
