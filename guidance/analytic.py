@@ -45,8 +45,8 @@ class Mixture(nn.Module):
         k = len(means)
         self.register_buffer("means", means.double())
         self.register_buffer("stds", torch.as_tensor(stds, dtype=torch.float64).expand(k).clone())
-        given = torch.full((k,), 1 / k) if weights is None else torch.as_tensor(weights)
-        self.register_buffer("weights", given.double() / given.double().sum())
+        given = torch.as_tensor([1.0] * k if weights is None else weights, dtype=torch.float64)
+        self.register_buffer("weights", given / given.sum())
         self.labels = {name: torch.as_tensor(of) for name, of in (labels or {}).items()}
         if any(len(of) != k for of in [self.stds, self.weights, *self.labels.values()]):
             raise UserError(f"a mixture of {k} means needs {k} stds, weights and labels")

@@ -151,7 +151,7 @@ class Label:
         object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
 
     def parse(self, value: object) -> Tensor:
-        if isinstance(value, float) and value.is_integer():
+        if isinstance(value, float) and value.is_integer() and str(value) not in self.classes:
             value = int(value)
         if str(value) not in self.classes:
             raise one_of("class", value, self.classes)

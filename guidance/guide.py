@@ -21,8 +21,8 @@ from guidance.errors import UserError
 from guidance.parameterization import Prediction
 from guidance.process import Level
 
-Weight = float | Float[Tensor, "b"] | Callable[[float], float | Float[Tensor, "b"]]
-"""A number, a number a sample, or a function of logsnr that gives either."""
+Weight = float | Float[Tensor, "b *ones"] | Callable[[float], float | Float[Tensor, "b"]]
+"""A number, a number a sample (to be combined, of shape [b, 1, ..., 1]), or a function of logsnr that gives either."""
 
 
 def check_weight(weight: Any, name: str = "weight") -> Any:
@@ -66,7 +66,7 @@ class Guidance(Protocol):
 
 def weighted_sum(terms: Sequence[Term], predictions: Sequence[Prediction]) -> Prediction:
     """sum_k w_k x0_k and sum_k w_k eps_k."""
-    if len(terms) == 1 and terms[0].weight == 1:
+    if len(terms) == 1:  # of weight 1, then
         return predictions[0]
     weighted = [(cast(Tensor, term.weight), p) for term, p in zip(terms, predictions, strict=True)]
     x0, eps = (reduce(operator.add, parts) for parts in ([w * p.x0 for w, p in weighted], [w * p.eps for w, p in weighted]))
@@ -106,6 +106,14 @@ class CFG(WeightedSum):
 
     def terms(self, condition: Condition) -> Sequence[Term]:
         return Term(self.scale, condition), Term(self.inverse().scale, condition.drop())
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An attribute's values [b, ...] and where they are present."""
+
+    values: Tensor
+    keep: Bool[Tensor, "b"]
 
 
 @dataclass(frozen=True)
@@ -149,36 +157,49 @@ class Compose(WeightedSum):
 
         return read(terms)
 
-    def bind(self, parse: Callable[[str, Any], tuple[Tensor, Bool[Tensor, "b"]]]) -> "Compose":
-        """Every value replaced by what ``parse(attribute, value)`` makes of it: the tensor [b, ...] and where it is present."""
+    def bind(self, parse: Callable[[str, Any], "Bound"]) -> "Compose":
+        """Every value replaced by what ``parse(attribute, value)`` makes of it."""
         return Compose(tuple((w, {name: parse(name, value) for name, value in values.items()}) for w, values in self.items))
 
     def terms(self, condition: Condition) -> Sequence[Term]:
-        null = condition.drop()
+        items = [{name: _bound(name, value, condition) for name, value in values.items()} for _, values in self.items]
+        known = {name: bound for values in items for name, bound in values.items()}
+        n = len(condition) or next((len(b.keep) for b in known.values()), 0)
+        for name, bound in known.items():
+            if len(bound.keep) != n:
+                raise UserError(f"{name} has {len(bound.keep)} values for {n} samples")
+        new = Condition({name: b.values for name, b in known.items()}, {name: b.keep for name, b in known.items()})
+        null = Condition({**new.values, **condition.values}, {**new.keep, **condition.keep}).drop()
         terms = []
-        for weight, values in self.items:
-            c = null
-            for name, value in values.items():
-                if isinstance(value, tuple):  # bound: (values, keep)
-                    tensor, keep = value
-                else:
-                    tensor = torch.as_tensor(value)
-                    if name in null.values:
-                        model = null.values[name]
-                        tensor = tensor.to(model).expand(model.shape)
-                    elif tensor.ndim == 0:
-                        if not len(null):
-                            raise UserError(f"how many samples {name}={value!r} is for is not known: give a condition or a list")
-                        tensor = tensor.expand(len(null))
-                    keep = torch.ones(len(tensor), dtype=torch.bool, device=tensor.device)
-                c = Condition({**c.values, name: tensor}, {**c.keep, name: keep})
-            terms.append(Term(weight, c))
+        for (weight, _), values in zip(self.items, items, strict=True):
+            given, keep = {n: b.values for n, b in values.items()}, {n: b.keep for n, b in values.items()}
+            terms.append(Term(weight, Condition({**null.values, **given}, {**null.keep, **keep})))
 
         def rest(logsnr: float) -> float | Float[Tensor, "b"]:
             return 1 - sum(evaluate(w, logsnr) for w, _ in self.items)
 
         changing = any(callable(w) for w, _ in self.items)
         return *terms, Term(rest if changing else rest(0.0), null)
+
+
+def _bound(name: str, value: Any, condition: Condition) -> Bound:
+    """A value as tensors, for as many samples as the condition has."""
+    if isinstance(value, Bound):
+        return value
+    tensor = torch.as_tensor(value)
+    if name in condition.values:
+        like = condition.values[name]
+        tensor = tensor.to(like)
+        if tensor.shape != like.shape:
+            try:
+                tensor = tensor.expand(like.shape)
+            except RuntimeError:
+                raise UserError(f"{name}: values of shape {list(tensor.shape)} do not fit {list(like.shape)}, one a sample") from None
+    elif tensor.ndim == 0:
+        if not len(condition):
+            raise UserError(f"how many samples {name}={value!r} is for is not known: give a condition or a list")
+        tensor = tensor.expand(len(condition))
+    return Bound(tensor, torch.ones(len(tensor), dtype=torch.bool, device=tensor.device))
 
 
 def on(**values: Any) -> Compose:

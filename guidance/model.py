@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from guidance import checkpoint
@@ -14,7 +13,7 @@ from guidance.condition import Condition
 from guidance.config import build
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError, one_of
-from guidance.guide import CFG, Compose, Guidance, Term, Weight
+from guidance.guide import CFG, Bound, Compose, Guidance, Term, Weight
 from guidance.modality import Modality
 from guidance.parameterization import Prediction
 from guidance.process import Level
@@ -68,7 +67,7 @@ class Model:
     def device(self) -> torch.device:
         return next(self.modality.modules().parameters()).device
 
-    def attribute(self, name: str, value: Any, n: int) -> tuple[Tensor, Bool[Tensor, "n"]]:
+    def attribute(self, name: str, value: Any, n: int) -> Bound:
         """An attribute's values [n, ...] and where they are present, from one value for all or a list of n (None: absent)."""
         if name not in self.modality.conditions:
             raise one_of("attribute", name, list(self.modality.conditions))
@@ -87,14 +86,14 @@ class Model:
         except UserError as error:
             raise UserError(f"condition.{name}: {error}") from None
         listed = isinstance(value, Sequence) and len(value) == n and not isinstance(value, str)
-        return torch.stack(items), torch.tensor([not listed or value[k] is not None for k in range(n)])
+        return Bound(torch.stack(items), torch.tensor([not listed or value[k] is not None for k in range(n)]))
 
     def condition(self, n: int, values: Mapping[str, Any] | None = None) -> Condition:
         """The condition of n samples: every attribute of the model, absent where ``values`` does not give it."""
         given = {name: self.attribute(name, value, n) for name, value in (values or {}).items() if value is not None}
         absent = torch.zeros(n, dtype=torch.bool)
-        made = {name: given.get(name, (torch.stack([spec.absent()] * n), absent)) for name, spec in self.modality.conditions.items()}
-        return Condition({name: value for name, (value, _) in made.items()}, {name: keep for name, (_, keep) in made.items()})
+        made = {name: given.get(name) or Bound(torch.stack([spec.absent()] * n), absent) for name, spec in self.modality.conditions.items()}
+        return Condition({name: b.values for name, b in made.items()}, {name: b.keep for name, b in made.items()})
 
     def latents(
         self,

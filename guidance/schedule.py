@@ -104,9 +104,10 @@ class Sqrt:
         _check_range(self.logsnr_min, 0.0)
 
     def __call__(self, t: Float[Tensor, "*b"]) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
-        end = (1 / (1 + math.exp(self.logsnr_min))) ** 2 - self.s  # sigma^4 - s at logsnr_min
-        sigma2 = (end * t + self.s).sqrt()
-        return (1 - sigma2).sqrt(), sigma2.sqrt()
+        alpha2 = 1 / (1 + math.exp(-self.logsnr_min))  # at t = 1, where sigma^4 = (1 - alpha2)^2
+        rest = alpha2 * (2 - alpha2) + ((1 - alpha2) ** 2 - self.s) * (1 - t)  # 1 - sigma^4, without cancellation
+        sigma2 = (1 - rest).sqrt()
+        return (rest / (1 + sigma2)).sqrt(), sigma2.sqrt()
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,6 @@ class Discrete:
     def __call__(self, t: Float[Tensor, "*b"]) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
         steps = len(self.betas)
         position = t * steps
-        k = position.round()
-        position = torch.where((position - k).abs() < 1e-9 * steps, k, position)  # t = k / T is step k, exactly
         left = position.floor().clamp(0, steps - 1)
         c3, c2, c1, c0 = self._knots.to(t)[:, left.long()]
         d = position - left

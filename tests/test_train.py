@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -356,14 +357,14 @@ def test_half_of_the_steps_are_given_a_first_guess():
     objective = Objective(Denoiser(Watched(), Cosine(), V(), self_condition=True))
     raw, condition = points().__getitems__(list(range(4)))
     guessed = 0
-    for step in range(200):
+    for step in range(100):
         seen.clear()
         objective(raw, condition, Place(0, step, 4 * step, 0, 4)).sum().backward()
         assert seen[0] is None and len(seen) in (1, 2)
         if len(seen) == 2:
             guessed += 1
             assert seen[1] is not None and not seen[1].requires_grad
-    assert abs(guessed - 100) < 4 * math.sqrt(50)
+    assert abs(guessed - 50) < 4 * math.sqrt(25)
 
 
 # Training
@@ -411,7 +412,7 @@ def test_training_finds_the_exact_denoiser(tmp_path: Path, schedule: Any, parame
     network = PerLevel(level(schedule, grid, grid).logsnr.float())
     denoiser = Denoiser(network, schedule, parameterization)
     objective = Objective(denoiser, loss=Loss(weighting=weighting), times=InTurn(), dropout=Dropout(0.3))
-    trainer = Trainer(steps=500, batch_size=300, lr=0.03, warmup=0, decay="linear", average=0.95, clip=0.0, log_every=500, save_every=0)
+    trainer = Trainer(steps=250, batch_size=300, lr=0.05, warmup=0, decay="linear", average=0.95, clip=0.0, log_every=250, save_every=0)
     average = train(objective, split, trainer, tmp_path, progress=False)
     network.load_state_dict(average["network"].state_dict())
     for side, mean, std in ((0, means[0], stds[0]), (1, means[1], stds[1]), (2, x.mean(), x.std())):
@@ -420,8 +421,9 @@ def test_training_finds_the_exact_denoiser(tmp_path: Path, schedule: Any, parame
             at = level(schedule, t, t)
             center, spread = at.alpha * mean, torch.hypot(at.alpha * std, at.sigma)
             x_t = (center + spread * torch.linspace(-2, 2, 9)[:, None]).float()
-            says = denoiser(x_t, at, torch.full((9,), side)).x0
-            torch.testing.assert_close(says, exact(x_t, at, None).x0, atol=0.06, rtol=0)
+            says, right = denoiser(x_t, at, torch.full((9,), side)), exact(x_t, at, None)
+            # An error e in eps is one of sigma e / alpha in x0: their geometric mean weighs all levels alike.
+            torch.testing.assert_close((says.x0 - right.x0).abs() * (says.eps - right.eps).abs(), torch.zeros(9, 1), atol=0.08**2, rtol=0)
 
 
 def files(out: Path, step: int) -> dict[str, bytes]:
@@ -431,7 +433,7 @@ def files(out: Path, step: int) -> dict[str, bytes]:
 
 def fit(out: Path, objective: Objective | None = None, split: Any = None, *, resume: bool = False, **settings: Any) -> nn.ModuleDict:
     trainer = Trainer(**({"steps": 6, "batch_size": 8, "lr": 0.01, "warmup": 0, "save_every": 2, "log_every": 2, "keep": 9} | settings))
-    return train(objective or small(0.3), split or points(), trainer, out, 5, resume=resume, progress=False)
+    return train(objective or small(0.3), points() if split is None else split, trainer, out, 5, resume=resume, progress=False)
 
 
 def test_the_average_is_an_exponential_one_with_a_warm_start(tmp_path: Path):
@@ -608,32 +610,19 @@ TINY = ["network.channels=4", "network.multipliers=[1]", "network.blocks=1", "ne
 TINY += ["trainer.batch_size=4", "trainer.decay=constant", "trainer.save_every=3", "trainer.log_every=1"]
 
 
-@dataclass
-class Process:
-    """A training process of its own, that would go on for ever."""
+COMMAND = ["train", *TINY, "trainer.steps=1000000"]  # that would go on for ever
+SLOW = ["accelerate", "hydra.main", "matplotlib.backends.backend_agg", "matplotlib.figure", "sklearn.datasets", "torch._dynamo"]  # to import
 
-    out: Path
-    more: tuple[str, ...] = ()
-    process: Any = field(init=False)
 
-    def __post_init__(self) -> None:
-        command = [sys.executable, "-m", "guidance", "train", *TINY, f"out={self.out}", "trainer.steps=1000000", *self.more]
-        self.process = subprocess.Popen(command, cwd=self.out.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def after_a_checkpoint(self) -> None:
-        """Wait until it has written one more than there are."""
-        there = checkpoint.saved_steps(self.out)
-        for _ in range(60_000):
-            if checkpoint.saved_steps(self.out)[-1:] > there[-1:]:
-                return
-            assert self.process.poll() is None, self.process.communicate()[1]
-            time.sleep(0.005)
-        raise AssertionError("no checkpoint came")
-
-    def end(self, number: int) -> tuple[int, str, str]:
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=300)
-        return self.process.returncode, out, err
+def after_a_checkpoint(out: Path, alive: Callable[[], bool]) -> None:
+    """Wait until one more has been written than there are."""
+    there = checkpoint.saved_steps(out)
+    for _ in range(60_000):
+        if checkpoint.saved_steps(out)[-1:] > there[-1:]:
+            return
+        assert alive(), "the process ended by itself"
+        time.sleep(0.005)
+    raise AssertionError("no checkpoint came")
 
 
 def same_as_uninterrupted(out: Path) -> None:
@@ -649,32 +638,40 @@ def same_as_uninterrupted(out: Path) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_killed_runs_go_on_as_if_nothing_had_been(tmp_path: Path):
+    server = multiprocessing.get_context("forkserver")  # processes of their own, that share the time of importing
+    server.set_forkserver_preload(["guidance.commands", "guidance.train", "modalities.image", *SLOW])
     moments = random.Random(0)
     for _ in range(3):
-        process = Process(tmp_path / "run", ("resume=true",))
-        process.after_a_checkpoint()
+        process = server.Process(target=run, args=([*COMMAND, f"out={tmp_path / 'run'}", "resume=true"],))
+        process.start()
+        after_a_checkpoint(tmp_path / "run", process.is_alive)
         time.sleep(moments.random() * 0.1)  # anywhere in the steps after it, or within the writing of the next
-        assert process.end(signal.SIGKILL)[0] == -signal.SIGKILL
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     same_as_uninterrupted(tmp_path / "run")
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path):
-    process = Process(tmp_path / "a run")
-    process.after_a_checkpoint()
-    code, out, err = process.end(signal.SIGINT)
-    assert code == 130 and "Traceback" not in err and err.rstrip().endswith("polyguide: stopped")
-    stopped = re.search(r"stopped at step (\d+) with a checkpoint; go on with: polyguide train (.*)", out)
-    assert stopped and int(stopped[1]) == checkpoint.saved_steps(tmp_path / "a run")[-1]
-    assert stopped[2] == f"out='{tmp_path / 'a run'}' resume=true"
-    same_as_uninterrupted(tmp_path / "a run")
+    out = tmp_path / "a run"
+    command = [sys.executable, "-m", "guidance", *COMMAND, f"out={out}"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    after_a_checkpoint(out, lambda: process.poll() is None)
+    process.send_signal(signal.SIGINT)
+    said, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in err and err.rstrip().endswith("polyguide: stopped")
+    stopped = re.search(r"stopped at step (\d+) with a checkpoint; go on with: polyguide train (.*)", said)
+    assert stopped and int(stopped[1]) == checkpoint.saved_steps(out)[-1]
+    assert stopped[2] == f"out='{out}' resume=true"
+    same_as_uninterrupted(out)
 
 
 @pytest.fixture
 def one_checkpoint(tmp_path: Path, unchecked: None) -> tuple[list[str], dict[str, bytes]]:
     """The command to go on with, and what has been written."""
     out = tmp_path / "run"
-    assert run(["train", *TINY, f"out={out}", "trainer.steps=3"]) == 0
+    assert run(["train", *TINY, "network.channels=16", f"out={out}", "trainer.steps=3"]) == 0
     return ["train", f"out={out}", "resume=true", "trainer.steps=6"], files(out, 3)
 
 
@@ -703,14 +700,13 @@ def test_a_full_disk(
     assert said_that_it_is_full(capsys.readouterr().err, "the disk is full at ")
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-00000003"] and files(tmp_path / "run", 3) == before
     assert run(command) == 0
-    same_as_uninterrupted(tmp_path / "run")
 
 
 def test_a_limit_on_the_size_of_files(one_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     command, before = one_checkpoint
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     capsys.readouterr()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["average.safetensors"]) - 1, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["optimizer.safetensors"]) - 1, limits[1]))
     try:
         code = run(command)
     finally:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from guidance.denoiser import LOGSNR_LIMIT
 from guidance.errors import UserError
 from guidance.schedule import Schedule, inverse, logsnr
 
@@ -32,7 +33,7 @@ class Uniform:
 def _range(schedule: Schedule, low: float, high: float) -> tuple[float, float]:
     """The part of [low, high] that the schedule reaches."""
     noisiest, cleanest = logsnr(schedule, torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
-    low, high = max(low, noisiest), min(high, cleanest)
+    low, high = max(low, noisiest), min(high, cleanest, LOGSNR_LIMIT)  # a list of betas ends without noise
     if not low < high:
         raise UserError(f"no logsnr between the grid's bounds is on the schedule, whose own range is {noisiest:.3g} to {cleanest:.3g}")
     return low, high

@@ -79,14 +79,15 @@ Callback = Callable[[Progress], bool | None]
 @contextmanager
 def evaluating(modules: Sequence[object]) -> Iterator[None]:
     """All of them in eval mode, and afterwards as they were."""
-    training = [m for m in modules if isinstance(m, nn.Module) and m.training]
-    for module in training:
-        module.eval()
+    roots = [module for module in modules if isinstance(module, nn.Module)]
+    before = [(part, part.training) for root in roots for part in root.modules()]
+    for root in roots:
+        root.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.train()
+        for part, training in before:
+            part.training = training
 
 
 @torch.no_grad()
@@ -130,6 +131,8 @@ def sample(
     if not shape or any(size < 1 for size in shape):
         raise UserError(f"a shape to sample is (n, *event), all at least 1, got {tuple(shape)}")
     denoisers = denoiser if isinstance(denoiser, Mapping) else {"main": denoiser}
+    if "main" not in denoisers:
+        raise UserError(f'one of several denoisers is called "main"; got {", ".join(denoisers)}')
     main = denoisers["main"]
     schedule = schedule or main.schedule
     sampler = sampler or DDIM()
