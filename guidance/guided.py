@@ -71,6 +71,9 @@ class GuidedDenoiser:
                 raise one_of("model for guidance", term.model, list(self.denoisers))
             if len(term.condition) not in (0, n):
                 raise UserError(f"a condition of {len(term.condition)} rows cannot guide {n} samples")
+        # A condition without any attribute says the same as one whose attributes are all absent.
+        blank = next((term.condition.drop() for term in self.terms if len(term.condition)), Condition())
+        self.terms = [term if len(term.condition) else replace(term, condition=blank) for term in self.terms]
         self._changing = any(callable(term.weight) for term in self.terms)
         self._same = self._equal_terms()
         self._static = None if self._changing else self._weights(0.0)
@@ -109,7 +112,8 @@ class GuidedDenoiser:
             total = weights.sum(0)[excess.argmax()]
             raise UserError(f"the weights of {type(self.guidance).__name__} sum to {total:.4g} at logsnr {logsnr:.3g}, not to 1")
         weights = self._merge(weights)
-        return torch.where(weights.abs() < 1e-9, 0.0, weights)  # what rounding leaves of zero, as of 1 - (.7 + .2 + .1)
+        # What rounding leaves of zero, as of 1 - (.7 + .2 + .1), is zero: in double, or in single precision.
+        return torch.where(weights.abs() < 1e-6 * weights.abs().sum(0), 0.0, weights)
 
     def _of(self, model: str) -> Bool[Tensor, "k 1"]:
         return torch.tensor([term.model == model for term in self.terms]).view(-1, 1)

@@ -158,7 +158,7 @@ class Discrete:
     At t = 0 there is no noise at all.
     """
 
-    betas: Sequence[float]
+    betas: Sequence[float] = field(repr=False)
     _knots: Float[Tensor, "4 steps"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

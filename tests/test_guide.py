@@ -440,6 +440,17 @@ def test_without_any_condition_the_model_runs_once():
     same(says(CFG(3.0), Condition()), alone(NULL))
 
 
+def test_a_term_without_attributes_is_the_null_model():
+    """`Condition()` says as much as a condition of which everything is absent."""
+
+    @dataclass(frozen=True)
+    class Bare(WeightedSum):
+        def terms(self, condition: Condition) -> Sequence[Term]:
+            return Term(3.0, condition), Term(-2.0, Condition())
+
+    same(says(Bare()), says(CFG(3.0)))
+
+
 # Two models
 
 

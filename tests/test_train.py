@@ -9,6 +9,7 @@ import random
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -636,10 +637,16 @@ def same_as_uninterrupted(out: Path) -> None:
     assert [(line["step"], line["loss"]) for line in logged] == [(line["step"], line["loss"]) for line in expected]
 
 
+@pytest.fixture(scope="module")
+def server() -> Any:
+    """Processes of their own, that share the time of importing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["guidance.commands", "guidance.train", "modalities.image", *SLOW])
+    return context
+
+
 @pytest.mark.usefixtures("unchecked")
-def test_killed_runs_go_on_as_if_nothing_had_been(tmp_path: Path):
-    server = multiprocessing.get_context("forkserver")  # processes of their own, that share the time of importing
-    server.set_forkserver_preload(["guidance.commands", "guidance.train", "modalities.image", *SLOW])
+def test_killed_runs_go_on_as_if_nothing_had_been(server: Any, tmp_path: Path):
     moments = random.Random(0)
     for _ in range(3):
         process = server.Process(target=run, args=([*COMMAND, f"out={tmp_path / 'run'}", "resume=true"],))
@@ -650,6 +657,28 @@ def test_killed_runs_go_on_as_if_nothing_had_been(tmp_path: Path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
     same_as_uninterrupted(tmp_path / "run")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_two_processes_train_as_one(server: Any, tmp_path: Path):
+    command = ["train", *TINY, "network.dropout=0", "trainer.steps=4", "trainer.accumulate=2"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    processes = []
+    for rank in "01":
+        place = where | {"RANK": rank, "LOCAL_RANK": rank}
+        code = f"import os; os.environ.update({place}); from guidance.cli import main; main({[*command, f'out={tmp_path / "two"}']})"
+        processes.append(server.Process(target=exec, args=(code,)))
+        processes[-1].start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert run([*command, f"out={tmp_path / 'one'}"]) == 0
+    one, two = (load_file(checkpoint.latest(tmp_path / name) / "average.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+    losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and len(losses[1]) == 4
 
 
 @pytest.mark.usefixtures("unchecked")
