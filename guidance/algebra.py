@@ -11,7 +11,7 @@ def read(text: str) -> Compose:
     """A composition, e.g. of "2*on(digit=3) - 1*on(digit=8)". UserError says what in the text is not understood."""
     try:
         tree = ast.parse(str(text).strip(), mode="eval").body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise UserError(f'guidance.terms={text!r} cannot be read; write e.g. "2*on(digit=3) - on(digit=8)"') from None
 
     def refuse(node: ast.AST) -> UserError:

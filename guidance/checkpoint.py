@@ -48,11 +48,12 @@ def read_config(run: Path) -> dict[str, Any]:
     if not is_run(run):
         raise UserError(f"run={run}: no {CONFIG} in it, so it is not a run folder")
     try:
-        config = yaml.safe_load((run / CONFIG).read_text())
+        text = (run / CONFIG).read_text()
+        config = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{run / CONFIG} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, dict) or "modality" not in config:
-        raise UserError(f"{run / CONFIG} is cut short: it holds no modality")
+    if not isinstance(config, dict) or "modality" not in config or not text.endswith("\n"):
+        raise UserError(f"{run / CONFIG} is cut short: it does not hold a whole config")
     return config
 
 
@@ -62,7 +63,8 @@ def write_config(run: Path, config: Mapping[str, Any]) -> None:
 
 def saved_steps(run: Path) -> list[int]:
     """The steps that have a checkpoint, in order."""
-    return sorted(int(p.name.removeprefix("step-")) for p in (run / CHECKPOINTS).glob("step-*") if p.is_dir())
+    steps = {path: path.name.removeprefix("step-") for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir()}
+    return sorted(int(step) for path, step in steps.items() if step.isdecimal() and path == checkpoint_folder(run, int(step)))
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -118,16 +120,17 @@ def read_state(folder: Path) -> dict[str, Any]:
     path = folder / "state.json"
     try:
         state = json.loads(path.read_text())
-    except (OSError, ValueError):
+        if not isinstance(state["step"], int):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is missing or cut short; delete {folder} to go on from the checkpoint before it") from None
-    assert isinstance(state, dict)
-    return state
+    return dict(state)
 
 
 def fill(module: nn.Module, path: Path) -> None:
     """The module's weights from a file, which must hold exactly them. UserError names the first that does not fit."""
     tensors, own = read_tensors(path), module.state_dict()
-    for name in own.keys() | tensors.keys():
+    for name in dict.fromkeys([*own, *tensors]):
         if name not in tensors or name not in own:
             where = "the file lacks" if name not in tensors else "the config's model does not have"
             raise UserError(f"{path} does not fit its config: {where} {name}")

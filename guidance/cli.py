@@ -46,6 +46,8 @@ def run(arguments: list[str]) -> int:
     try:
         if command not in COMMANDS:
             raise one_of("command", command, list(COMMANDS))
+        if command == "list" and rest:
+            raise UserError(f"list takes no settings, got {' '.join(rest)}")
         if command == "list":
             from guidance.listing import listing
 

@@ -33,23 +33,36 @@ def device_of(config: Mapping[str, Any]) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).cpu()
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def threads(config: Mapping[str, Any]) -> None:
-    if (count := config.get("threads")) is not None:
-        if not isinstance(count, int) or count < 1:
-            raise UserError(f"threads is a whole number, at least 1, got {count!r}")
-        torch.set_num_threads(count)
+    if config.get("threads") is not None:
+        torch.set_num_threads(whole_number(config, "threads"))
 
 
 def whole_number(config: Mapping[str, Any], key: str, least: int = 1) -> int:
     value = config[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
         raise UserError(f"{key} is a whole number, at least {least}, got {value!r}")
     return value
+
+
+def flag(config: Mapping[str, Any], key: str) -> bool:
+    value = config[key]
+    if not isinstance(value, bool):
+        raise UserError(f"{key} is true or false, got {value!r}")
+    return value
+
+
+def folder(config: Mapping[str, Any], key: str) -> Path:
+    value = config[key]
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{key} names a folder, got {value!r}")
+    return Path(value).expanduser()
 
 
 def check_number(value: Any, key: str) -> float:
@@ -60,8 +73,9 @@ def check_number(value: Any, key: str) -> float:
 
 def vacant(out: Path, overwrite: bool, own: Sequence[str]) -> None:
     """UserError where an output folder holds what an earlier command wrote there (``own``), unless it may be overwritten."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out={out} is a file, not a folder")
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"out={out}: {place} is a file, not a folder" if place != out else f"out={out} is a file, not a folder")
     held = next((path for pattern in own for path in out.glob(pattern)), None)
     if held and not overwrite:
         what = "a run" if checkpoint.is_run(out) else f"results ({held.name})"
@@ -113,9 +127,11 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     from guidance.train import Interrupted, Objective, Trainer
     from guidance.train import train as run_training
 
-    out, resume, overwrite = Path(config.pop("out")), config.pop("resume"), config.pop("overwrite")
+    out, resume, overwrite = folder(config, "out"), flag(config, "resume"), flag(config, "overwrite")
     threads(config)
-    going_on = bool(resume) and checkpoint.is_run(out)
+    for key in ("out", "resume", "overwrite"):
+        del config[key]
+    going_on = resume and checkpoint.is_run(out)
     if not going_on:
         vacant(out, overwrite, RUN_FILES)
     else:
@@ -125,16 +141,17 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     torch.manual_seed(seed)  # the initial weights
     modality, denoiser = assemble(config)
     parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
+    parts["dropout"].check(list(modality.conditions))
     objective = Objective(denoiser, modality.codec, **parts)
     config["data"] = {**config["data"], **modality.data.pinned()}
     split = modality.data.train
     if not going_on:
         clear(out, RUN_FILES)
-    checkpoint.write_config(out, config)
     steps = checkpoint.saved_steps(out)
-    if steps and steps[-1] >= trainer.steps:
+    if steps and checkpoint.read_state(checkpoint.latest(out))["step"] >= trainer.steps:
         print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
         return
+    checkpoint.write_config(out, config)
     pictures(modality, denoiser.schedule, out)
     size = sum(p.numel() for p in objective.parameters())
     print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
@@ -201,8 +218,9 @@ def class_table(model: Model, scales: Sequence[float], path: Path, **settings: A
 def sampling(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that all commands which draw samples share, as `Model.sample` takes them."""
     chosen = dict(config["sampler"])
-    steps = whole_number(chosen, "steps")
-    del chosen["steps"]
+    if "steps" not in chosen:
+        raise UserError("sampler.steps is missing; give it, e.g. sampler.steps=50")
+    steps = whole_number({"sampler.steps": chosen.pop("steps")}, "sampler.steps")
     return {
         "sampler": build(chosen, "sampler"),
         "steps": steps,
@@ -215,18 +233,23 @@ def sampling(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Bar:
-    """A progress bar over all steps of all batches, with the time left."""
+    """A progress bar over all steps of all batches, with the time left; shown from the first step on."""
 
     def __init__(self, total: int, what: str):
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=total, desc=what, unit="step", leave=False)
+        self.total, self.what = total, what
+        self.bar: Any = None
 
     def __call__(self, progress: Progress) -> None:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.total, desc=self.what, unit="step", leave=False)
         self.bar.update()
+        if self.bar.n == self.total:
+            self.bar.close()
 
 
-SAMPLE_FILES = ("[0-9]*.*", "grid.*", "denoising.*", "samples.*")
+SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.*")
 EVALUATION_FILES = ("metrics.csv", "curves.png", "table.*", "evaluation.json")
 
 
@@ -235,29 +258,30 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     from guidance.evaluate import Evaluations
 
     threads(config)
-    n, out = whole_number(config, "n"), Path(config["out"])
-    model = load(config["run"], device=device_of(config))
+    n, out, overwrite, animate = whole_number(config, "n"), folder(config, "out"), flag(config, "overwrite"), flag(config, "animate")
     guidance, settings = build(config["guidance"], "guidance"), sampling(config)
-    if isinstance(guidance, Mapping):
-        raise UserError(f"guidance={dict(guidance)} has no _target_; choose one with guidance=cfg, guidance=compose or guidance=interval")
+    if not hasattr(guidance, "terms") or not hasattr(guidance, "combine"):
+        raise UserError(f"guidance={config['guidance']} is no guidance; choose guidance=cfg, guidance=compose or guidance=interval")
+    if not isinstance(config["condition"], Mapping):
+        raise UserError(f"condition is given by attribute, e.g. condition.digit=3, got condition={config['condition']!r}")
+    model = load(folder(config, "run"), device=device_of(config))
     render, codec = model.modality.render, model.modality.codec
     counter, frames = Evaluations(), []
     condition = {name: value for name, value in config["condition"].items() if value is not None}
-    vacant(out, config["overwrite"], SAMPLE_FILES)
+    vacant(out, overwrite, SAMPLE_FILES)
     bar = Bar(-(-n // (settings["batch_size"] or n)) * settings["steps"], "sample")
     callbacks: list[Callback] = [counter, bar]
-    if config["animate"]:
+    if animate:
         callbacks.append(lambda p: frames.append(p.prediction.x0[:64].clone()))
     done, shown = 0, []
     with torch.no_grad():
         for x0 in model.latents(n, condition, guidance=guidance, callbacks=callbacks, **settings):
             if not done:  # nothing of an earlier command is removed before it is known that this one works
                 clear(out, SAMPLE_FILES)
-            render.save(codec.decode(x0), out, [f"{k:05d}" for k in range(done, done + len(x0))])
+            render.save(codec.decode(x0), out, [f"{k:06d}" for k in range(done, done + len(x0))])
             if done < 64:
                 shown.append(x0[: 64 - done])
             done += len(x0)
-        bar.bar.close()
         together = torch.cat(shown)
         columns = min(8, len(together))
         rows = -(-len(together) // columns)
@@ -274,27 +298,27 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide evaluate"""
     from tqdm import tqdm
 
-    from guidance.evaluate import as_csv, as_text, label_attribute
+    from guidance.evaluate import as_csv, as_text, label_attribute, reference
     from guidance.evaluate import evaluate as measure
     from guidance.plots import quality_curves
 
     threads(config)
-    n, settings = whole_number(config, "n"), sampling(config)
+    n, settings, overwrite, out = whole_number(config, "n", 2), sampling(config), flag(config, "overwrite"), folder(config, "out")
     if not isinstance(config["scales"], list) or not config["scales"]:
         raise UserError(f"scales is a list of numbers, e.g. scales=[-1,0,1,3], got {config['scales']!r}")
     scales = [check_number(scale, "scales") for scale in config["scales"]]
-    model = load(config["run"], device=device_of(config))
+    model = load(folder(config, "run"), device=device_of(config))
     name, _ = label_attribute(model, config["attribute"])
-    out = Path(config["out"])
-    vacant(out, config["overwrite"], EVALUATION_FILES)
-    clear(out, EVALUATION_FILES)
-    class_table(model, scales, out / "table.png", attribute=name, **settings)
+    vacant(out, overwrite, EVALUATION_FILES)
+    ref = reference(model, name)  # what is wrong with the data is said before anything is removed
     with tqdm(total=len(scales), desc="evaluate", unit="scale", leave=False) as bar:
 
         def row_done(row: Mapping[str, Any]) -> None:
             bar.update()
 
-        rows, ref = measure(model, scales, n, attribute=name, draw=partial(model.sample, **settings), row_done=row_done)
+        rows, _ = measure(model, scales, n, attribute=name, draw=partial(model.sample, **settings), ref=ref, row_done=row_done)
+    clear(out, EVALUATION_FILES)
+    class_table(model, scales, out / "table.png", attribute=name, **settings)
     table = [ref.real, *rows]
     checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
     quality_curves(rows, ref.real, out / "curves.png")

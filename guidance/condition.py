@@ -112,10 +112,14 @@ class Dropout:
         if not all(isinstance(rate, int | float) and 0 <= rate <= 1 for rate in rates):
             raise UserError(f"dropout probabilities lie between 0 and 1, got joint={self.joint!r}, each={self.each!r}")
 
+    def check(self, attributes: Sequence[str]) -> None:
+        """UserError where a rate is given for an attribute that is not among these."""
+        if isinstance(self.each, Mapping) and (unknown := self.each.keys() - set(attributes)):
+            raise one_of("attribute to drop", min(unknown), list(attributes))
+
     def __call__(self, condition: Condition, u: Float[Tensor, "b columns"]) -> Condition:
         """``u``: uniform numbers, one column for the joint decision and one for each attribute, in the condition's order."""
-        if isinstance(self.each, Mapping) and (unknown := self.each.keys() - condition.keep.keys()):
-            raise one_of("attribute to drop", min(unknown), list(condition.keep))
+        self.check(list(condition.keep))
         keep = {}
         for column, (name, mask) in enumerate(condition.keep.items(), start=1):
             rate = self.each.get(name, 0.0) if isinstance(self.each, Mapping) else self.each

@@ -5,9 +5,12 @@ methods and the plug-ins' own build functions are called, and only where they ar
 installed plug-in's package: a config, and so a checkpoint, cannot run anything else.
 """
 
+import collections.abc
 import functools
 import importlib
 import inspect
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,9 @@ def resolve(target: str) -> Any:
     refused = UserError(f"the config's _target_ {target!r} is refused: only {', '.join(p + '.' for p in trusted)} may be called")
     if not isinstance(target, str) or target.split(".", maxsplit=1)[0] not in trusted:
         raise refused
-    parts, module = target.split("."), None
+    parts, module, k = target.split("."), None, 0
+    if any(part.startswith("_") for part in parts):
+        raise refused
     for k in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:k])
         try:
@@ -39,7 +44,7 @@ def resolve(target: str) -> Any:
                 raise UserError(f"the config's _target_ {target!r} needs the package {error.name!r}, which is not installed") from None
     found: Any = module
     for part in parts[k:]:
-        found = None if part.startswith("_") else getattr(found, part, None)
+        found = getattr(found, part, None)
     if not callable(found):
         raise UserError(f"the config's _target_ {target!r} does not exist")
     # guidance.x.os.remove is found by name too, but is not defined here, and is no class.
@@ -70,4 +75,49 @@ def build(config: Any, where: str = "config", **more: Any) -> Any:
     except TypeError as error:
         known = [name for name in signature.parameters if name not in more]
         raise UserError(f"{where}: {config['_target_']}: {error}; its settings are: {', '.join(known) or 'none'}") from None
-    return functools.partial(target, **parts) if partial else target(**parts)
+    check_types(target, config, where)
+    try:
+        return functools.partial(target, **parts) if partial else target(**parts)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:  # what a constructor does not check itself
+        raise UserError(f"{where}: {config['_target_']} refuses its settings: {' '.join(str(error).split())[:200]}") from error
+
+
+def check_types(target: Any, config: Mapping[str, Any], where: str) -> None:
+    """UserError where a plain setting is not of the type that the target's signature states."""
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):  # a plug-in's annotations that cannot be looked up
+        return
+    for name, hint in hints.items():
+        if name in config and not isinstance(config[name], Mapping) and not fits(config[name], hint):
+            raise UserError(f"{where}.{name} is {describe(hint)}, got {config[name]!r}")
+
+
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML can be what a type hint says. Hints that are no plain types fit everything."""
+    origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in of)
+    if hint in (int, float):
+        return isinstance(value, int | float if hint is float else int) and not isinstance(value, bool)
+    if hint in NAMES:
+        return isinstance(value, hint)
+    if origin in (collections.abc.Sequence, list, tuple):
+        inner = [of[0]] * len(value) if isinstance(value, list) and (origin is not tuple or Ellipsis in of) else list(of)
+        return isinstance(value, list) and len(value) == len(inner) and all(map(fits, value, inner))
+    return True
+
+
+def describe(hint: Any) -> str:
+    origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(option) for option in of))
+    if origin in (collections.abc.Sequence, list, tuple):
+        return "a list" if not of else f"a list, each {describe(of[0])}"
+    return NAMES.get(hint, str(getattr(hint, "__name__", hint)))

@@ -61,6 +61,8 @@ def _measured(model: Model, decoded: Any, label: Tensor, ref: tuple[Judge, Tenso
 def reference(model: Model, attribute: str) -> Reference:
     """Judge and real data of a model's data set. The held-out data, measured like samples, is what samples can hope for."""
     data, metrics = model.modality.data, model.modality.metrics
+    if len(data.test) < 2:
+        raise UserError(f"{data.name} has {len(data.test)} held out samples; measuring takes at least 2")
     judge = metrics.judge(data, attribute)
     codec = model.modality.codec
     with torch.no_grad():
@@ -80,6 +82,7 @@ def evaluate(
     *,
     attribute: str | None = None,
     draw: Callable[..., Any] | None = None,
+    ref: Reference | None = None,
     row_done: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> tuple[list[dict[str, Any]], Reference]:
     """One row a scale: accuracy of the named class, Frechet distance to the training data, inception score, precision and recall,
@@ -88,10 +91,11 @@ def evaluate(
 
     Args:
         draw: `model.sample`, with any of its settings bound (`functools.partial`).
+        ref: the real data, where `reference` has been called for it already.
         row_done: called with each row as soon as it is measured.
     """
     name, spec = label_attribute(model, attribute)
-    ref = reference(model, name)
+    ref = ref or reference(model, name)
     label = torch.arange(n) % len(spec.classes)
     draw = draw or model.sample
     rows = []

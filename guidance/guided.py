@@ -111,9 +111,13 @@ class GuidedDenoiser:
         if not bool((excess < 1e-4).all()):
             total = weights.sum(0)[excess.argmax()]
             raise UserError(f"the weights of {type(self.guidance).__name__} sum to {total:.4g} at logsnr {logsnr:.3g}, not to 1")
+        largest = weights.abs().max()
         weights = self._merge(weights)
         # What rounding leaves of zero, as of 1 - (.7 + .2 + .1), is zero: in double, or in single precision.
-        return torch.where(weights.abs() < 1e-6 * weights.abs().sum(0), 0.0, weights)
+        weights = torch.where(weights.abs() < 1e-6 * weights.abs().sum(0), 0.0, weights)
+        if not bool((weights != 0).any(0).all()):
+            raise UserError(f"guidance weights as large as {largest:.3g} cannot be added up to 1")
+        return weights
 
     def _of(self, model: str) -> Bool[Tensor, "k 1"]:
         return torch.tensor([term.model == model for term in self.terms]).view(-1, 1)

@@ -23,7 +23,7 @@ def launch(command: str, arguments: list[str]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through to us, to be told in one line
     task: Callable[[dict[str, Any], list[str]], None] = getattr(commands, command)
 
-    failed: list[UserError] = []
+    failed: list[Exception] = []
 
     def job(config: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
@@ -31,11 +31,13 @@ def launch(command: str, arguments: list[str]) -> None:
 
         try:
             task(plain(config), list(HydraConfig.get().overrides.task))
-        except UserError as error:
+        except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's launcher may be elsewhere, and says which job it was
                 raise
             failed.append(error)
 
+    for argument in arguments:
+        check_argument(argument)
     sys.argv = [f"polyguide {command}", *(free(argument) for argument in arguments), *search_path(arguments)]
     job.__module__ = "guidance.hydra"
     try:
@@ -48,6 +50,23 @@ def launch(command: str, arguments: list[str]) -> None:
         raise
     if failed:
         raise failed[0]
+
+
+FLAGS = (
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m"),
+    *("--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--shell-completion", "-sc"),
+)
+
+
+def check_argument(argument: str) -> None:
+    """UserError for what Hydra would answer with its own usage, or not understand."""
+    name, equals, value = argument.partition("=")
+    if argument.startswith("-") and name not in FLAGS:
+        raise one_of("option", argument, FLAGS)
+    if name.lstrip("+") in FREE and equals:
+        raise UserError(f"{name} is given by attribute, e.g. {name}.digit=3; got {argument}")
+    if value in ("null", "None") and name.lstrip("+") != "schedule" and (config_folder() / name.lstrip("+")).is_dir():
+        raise UserError(f"{name} cannot be {value}; `polyguide list` shows what can be chosen")
 
 
 def free(argument: str) -> str:
@@ -79,7 +98,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     """One line for what Hydra or OmegaConf found wrong; None for any other exception."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
     if not isinstance(error, HydraException | OmegaConfBaseException):
@@ -91,6 +110,8 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s*(.*?)(?:Config search path|$)", text, re.DOTALL):
         group, _, name = found[1].rpartition("/")
         return str(one_of(f"choice for {group}", name, found[3].split()))
+    if isinstance(error, OverrideParseException):
+        return f"the setting {error.override!r} cannot be read; write key=value, and quote what has brackets or commas"
     if found := re.search(r"You must specify '([^']+)', e\.g, ", text):
         return f"{found[1]} is missing; choose one with {found[1]}=..."
     return " ".join(str(error).split())

@@ -24,6 +24,8 @@ MOST = 10_000  # items of a split that judging looks at
 def read(split: Split, attribute: str | None = None, most: int = MOST, chunk: int = 512) -> tuple[list[Any], Tensor]:
     """Raw batches of the first ``most`` items, evenly taken from the split, and their classes (empty without an attribute)."""
     count = min(len(split), most)
+    if not count:
+        raise UserError("there is no held-out data to judge by: the data set is too small")
     index = [k * len(split) // count for k in range(count)]
     parts = [split.__getitems__(index[k : k + chunk]) for k in range(0, count, chunk)]
     labels = [c.values[attribute] for _, c in parts] if attribute else [torch.empty(0, dtype=torch.long)]
@@ -32,10 +34,10 @@ def read(split: Split, attribute: str | None = None, most: int = MOST, chunk: in
 
 def fingerprint(data: Data, attribute: str, version: str) -> str:
     """A name for a judge: changes with the data, the attribute, and the judge's own version."""
-    index = [k * len(data.train) // 32 for k in range(min(32, len(data.train)))]
-    raw, condition = data.train.__getitems__(index)
-    values = raw.numpy().tobytes() if isinstance(raw, Tensor) else repr(raw).encode()
-    digest = hashlib.sha256(values + condition.values[attribute].numpy().tobytes())
+    raw, label = read(data.train, attribute)
+    digest = hashlib.sha256(label.numpy().tobytes())
+    for part in raw:
+        digest.update(part.numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode())
     digest.update(json.dumps([attribute, version, len(data.train), len(data.test), list(data.shape)]).encode())
     return digest.hexdigest()[:16]
 
@@ -70,8 +72,9 @@ def train_judge(
     weights, facts = cache / f"{name}.safetensors", cache / f"{name}.json"
     if facts.is_file():
         try:
+            accuracy = float(json.loads(facts.read_text())["accuracy"])
             fill(network, weights)
-            return TrainedJudge(network.eval(), prepare, float(json.loads(facts.read_text())["accuracy"]))
+            return TrainedJudge(network.eval(), prepare, accuracy)
         except (UserError, ValueError, KeyError):
             pass  # a file cut short, or of another version: train anew
     raw, label = read(data.train, attribute)

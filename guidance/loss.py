@@ -67,6 +67,10 @@ class MinSNR:
 
     gamma: float = 5.0
 
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise UserError(f"min-SNR's gamma is positive, got {self.gamma}")
+
     def __call__(self, level: Level, parameterization: Parameterization) -> Float[Tensor, "b"]:
         return (self.gamma * (-level.logsnr).exp()).clamp(max=1) * _eps_squared(level, parameterization)
 

@@ -35,7 +35,7 @@ def inception_score(logits: Float[Tensor, "n classes"]) -> float:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it shuffles for, and takes the deviation over, splits that are not asked for here
         metric = InceptionScore(feature=_AsGiven(logits.shape[1]), splits=1)
-        metric.update(logits.double())
+        metric.update(logits.double().log_softmax(-1).clamp(min=-100))  # a class of no probability at all has no logarithm
         return float(metric.compute()[0])
 
 
@@ -64,7 +64,8 @@ def diversity(features: Float[Tensor, "n f"], label: Int[Tensor, "n"]) -> float:
 
 def nearest(points: Float[Tensor, "n d"], among: Float[Tensor, "m d"], chunk: int = 1024) -> Float[Tensor, "n"]:
     """The Euclidean distance of each point to the nearest of the others."""
-    return torch.cat([torch.cdist(part, among).min(1).values for part in torch.split(points, chunk)])
+    exact = "donot_use_mm_for_euclid_dist"  # products of matrices do not give 0 for a copy
+    return torch.cat([torch.cdist(part, among, compute_mode=exact).min(1).values for part in torch.split(points, chunk)])
 
 
 def copies(samples: Float[Tensor, "n d"], train: Float[Tensor, "m d"], held_out: Float[Tensor, "h d"], q: float = 0.01) -> float:

@@ -129,7 +129,7 @@ class Model:
                 self.denoisers,
                 (rows.stop - rows.start, *self.modality.shape),
                 given.rows(rows),
-                _Rows(guidance, everyone, rows),
+                _Rows(guidance, everyone, rows, n),
                 sampler,
                 steps=steps,
                 grid=grid,
@@ -196,6 +196,7 @@ class _Rows:
     guidance: Guidance
     everyone: Sequence[Term]
     rows: slice
+    n: int
 
     def terms(self, condition: Condition) -> Sequence[Term]:
         return [replace(t, weight=self._weight(t.weight), condition=t.condition.rows(self.rows)) for t in self.everyone]
@@ -206,7 +207,11 @@ class _Rows:
         return self._part(weight)
 
     def _part(self, weight: float | Tensor) -> float | Tensor:
-        return weight[self.rows] if isinstance(weight, Tensor) and weight.ndim else weight
+        if not isinstance(weight, Tensor) or not weight.ndim:
+            return weight
+        if len(weight) != self.n:
+            raise UserError(f"{len(weight)} guidance weights were given for {self.n} samples")
+        return weight[self.rows]
 
     def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Tensor, level: Level) -> Prediction:
         return self.guidance.combine(terms, predictions, x_t, level)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from guidance import checkpoint
 from guidance.condition import Condition, Dropout
+from guidance.config import fits
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError, one_of
 from guidance.loss import Loss, Times, UniformTimes
@@ -133,6 +134,9 @@ class Trainer:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise UserError(f"trainer.{name} is a number from {low} to {high:g}, got {value!r}")
+        betas = list(self.betas) if isinstance(self.betas, Sequence) else self.betas
+        if not fits(betas, tuple[float, float]) or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"trainer.betas is two numbers, at least 0 and below 1, got {self.betas!r}")
         for what, value, known in (("precision", self.precision, PRECISIONS), ("decay", self.decay, DECAYS)):
             if value not in known:
                 raise one_of(f"trainer.{what}", value, known)
@@ -247,6 +251,7 @@ def train(
     Raises: UserError when the loss is no longer finite (the last good checkpoint stays), Interrupted after Ctrl-C.
     """
     from accelerate.accelerator import Accelerator
+    from accelerate.state import AcceleratorState
     from tqdm import tqdm
 
     accelerator: Any = Accelerator(
@@ -276,7 +281,12 @@ def train(
     items: Any = batches(split, seed, start, trainer.steps, trainer.batch_size, rank, world, trainer.accumulate)
     loader = iter(
         torch.utils.data.DataLoader(
-            _Items(split), batch_sampler=items, num_workers=trainer.workers, collate_fn=_identity, pin_memory=on_gpu
+            _Items(split),
+            batch_sampler=items,
+            num_workers=trainer.workers,
+            collate_fn=_identity,
+            pin_memory=on_gpu,
+            generator=torch.Generator(),
         )
     )
     log = _Log(run / checkpoint.METRICS, start) if main else None
@@ -333,6 +343,7 @@ def train(
                 raise Interrupted(done)
     if trainer.trackers:
         accelerator.end_training()
+    AcceleratorState._reset_state()  # so that another training in this process may choose another precision
     return average
 
 

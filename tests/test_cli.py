@@ -44,8 +44,8 @@ def as_for_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, long enough for conditions to matter."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    command = ["train", *TINY, "data=digits", f"out={out}", "trainer.steps=60", "trainer.lr=0.01", "trainer.warmup=0", "trainer.average=0.8"]
-    assert run([*command, "trainer.save_every=30", "dropout=independent"]) == 0
+    trainer = ["trainer.steps=60", "trainer.lr=0.01", "trainer.warmup=0", "trainer.average=0.8", "trainer.save_every=30"]
+    assert run(["train", *TINY, *trainer, "data=digits", "dropout=independent", f"out={out}"]) == 0
     return out
 
 
@@ -143,7 +143,7 @@ def test_a_run_needs_no_data_to_be_sampled(tmp_path: Path):
     assert run(["train", *TINY, "data=image_folder", "data.root=pets", "data.attribute=pet", "out=run", "trainer.steps=1"]) == 0
     (tmp_path / "pets").rename(tmp_path / "gone")
     assert run(["sample", "run=run", "out=out", "n=2", "sampler.steps=2", "condition.pet=dog"]) == 0
-    assert np.asarray(Image.open("out/00001.png")).shape == (4, 6, 3)
+    assert np.asarray(Image.open("out/000001.png")).shape == (4, 6, 3)
 
 
 def test_previews_are_drawn_and_change_nothing():
@@ -183,7 +183,8 @@ def test_choices_are_the_objects_that_they_name(trained: Path, settings: list[st
 
 
 def test_conditions_matter_and_leaving_them_out_is_unconditional(trained: Path):
-    plain, three, eight = (sample(trained, "n=2", *c, out=f"o{k}") for k, c in enumerate(([], ["condition.digit=3"], ["condition.digit=8"])))
+    plain = sample(trained, "n=2", out="plain")
+    three, eight = (sample(trained, "n=2", f"condition.digit={digit}", out=f"{digit}") for digit in (3, 8))
     assert not torch.equal(three, eight) and not torch.equal(three, plain)
     assert torch.equal(plain, sample(trained, "n=2", "condition.digit=3", "guidance.scale=0", out="zero"))
     assert torch.equal(three, sample(trained, "n=2", "+condition.digit=3", out="plus"))  # Hydra's own way
@@ -244,7 +245,7 @@ def test_overwriting_samples_removes_those_of_before_and_nothing_else(trained: P
     assert len(pixels("out")) == 5
     sample(trained, "n=2", "overwrite=true")
     left = {str(path.relative_to("out")) for path in Path("out").rglob("*") if path.is_file()}
-    assert left == {"00000.png", "00001.png", "grid.png", "samples.json", *own}
+    assert left == {"000000.png", "000001.png", "grid.png", "samples.json", *own}
     assert {name: Path("out", name).read_text() for name in own} == own
 
 
@@ -260,7 +261,7 @@ def test_earlier_checkpoints_and_raw_weights_can_be_loaded(trained: Path):
     assert torch.equal(guidance.load(trained, step=60).sample(2, steps=2), latest)
     assert not torch.equal(guidance.load(trained, step=30).sample(2, steps=2), latest)
     assert not torch.equal(guidance.load(trained, average=False).sample(2, steps=2), latest)
-    with pytest.raises(UserError, match="step 31.*30, 60"):
+    with pytest.raises(UserError, match=r"step '?31'?.*30, 60"):
         guidance.load(trained, step=31)
 
 
@@ -271,7 +272,7 @@ def test_an_evaluation_measures_the_samples_of_every_scale(trained: Path, capsys
     settings = ["scales=[-1,0,1,2.5]", "n=24", "seed=3", "sampler.steps=2", "batch_size=10", "threads=1"]
     assert run(["evaluate", f"run={trained}", "out=out", *settings]) == 0
     said = capsys.readouterr().out
-    rows = list(csv.DictReader(Path("out/metrics.csv").open()))
+    rows = list(csv.DictReader(Path("out/metrics.csv").read_text().splitlines()))
     assert [row["scale"] for row in rows] == ["real", "-1", "0", "1", "2.5"]
     assert [float(row["evaluations"]) for row in rows] == [0, 2, 1, 1, 2]
     classes = [str(k % 10) for k in range(24)]

@@ -523,7 +523,7 @@ def test_columns_that_a_hub_data_set_does_not_have(hub: Any, settings: dict[str,
 
 
 def test_a_hub_data_set_that_is_not_there(tmp_path: Path, hub: Any):
-    with pytest.raises(UserError, match="cannot load.*nowhere") as error:
+    with pytest.raises(UserError, match=r"cannot load.*nowhere") as error:
         Hub(str(tmp_path / "nowhere"), size=4).train  # noqa: B018
     assert "\n" not in str(error.value)
 

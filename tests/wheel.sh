@@ -13,5 +13,5 @@ export POLYGUIDE_CACHE="$work/cache"
 "$work/venv/bin/polyguide" train --help | grep -q 'data: digits'
 "$work/venv/bin/polyguide" train data=digits trainer.steps=3 trainer.batch_size=8 network.channels=8 out=run
 "$work/venv/bin/python" -m guidance sample run=run n=2 condition.digit=3 guidance.scale=-1 sampler.steps=3 out=samples
-test -s samples/00001.png
+test -s samples/000001.png
 echo "the wheel works in an empty environment"

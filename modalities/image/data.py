@@ -83,9 +83,12 @@ def read_idx(path: Path) -> np.ndarray:
     """An array in LeCun's IDX format, gzipped or not: two zero bytes, a type (8: uint8), the dimensions, then the bytes."""
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
-    if content[:3] != b"\0\0\x08":
-        raise UserError(f"{path} is not an IDX file of bytes")
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError) as error:
+            raise UserError(f"{path} is cut short or broken: {error}") from None
+    if content[:3] != b"\0\0\x08" or len(content) < 4 or len(content) < 4 + 4 * content[3]:
+        raise UserError(f"{path} is not an IDX file of bytes, or is cut short")
     sizes = np.frombuffer(content, ">u4", count=content[3], offset=4)
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
     if len(values) != sizes.prod():
@@ -194,6 +197,8 @@ def to_pixels(image: Any, size: int | None, channels: int) -> UInt8[Tensor, "c h
     its middle cut out."""
     from PIL import Image, ImageOps
 
+    if image.mode.startswith("I"):  # 16 bits, which convert would clip to 255
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
     image = image.convert(MODES[channels])
     if size is not None and image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
@@ -220,9 +225,14 @@ class Opened:
         return pixels, Condition.of(**{name: labels[rows] for name, labels in self.labels.items()})
 
 
-def check_channels(channels: int | None) -> None:
+def check(size: int | None, channels: int | None, attributes: Sequence[str]) -> None:
     if channels is not None and channels not in MODES:
         raise UserError(f"data.channels is 1 (grey), 3 (colour) or 4 (with alpha), got {channels!r}")
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise UserError(f"data.size is a positive number of pixels, got {size!r}")
+    for name in attributes:
+        if not name.isidentifier():
+            raise UserError(f"an attribute's name is a word, for condition.NAME=...; got {name!r}")
 
 
 @dataclass
@@ -253,9 +263,7 @@ class Folder:
     SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
 
     def __post_init__(self) -> None:
-        check_channels(self.channels)
-        if self.size is not None and (not isinstance(self.size, int) or self.size < 1):
-            raise UserError(f"data.size is a positive number of pixels, got {self.size!r}")
+        check(self.size, self.channels, [self.attribute])
 
     @property
     def name(self) -> str:
@@ -363,7 +371,7 @@ class Hub:
     classes: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
-        check_channels(self.channels)
+        check(self.size, self.channels, self.labels)
 
     @property
     def name(self) -> str:

@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head: int):
         super().__init__()
-        if channels % head:
+        if head < 1 or channels % head:
             raise UserError(f"attention over {channels} channels cannot have heads of {head}; network.head must divide {channels}")
         self.heads = channels // head
         self.norm, self.qkv, self.out = norm(channels), nn.Conv2d(channels, 3 * channels, 1), zero(nn.Conv2d(channels, channels, 1))
@@ -104,6 +104,8 @@ class UNet(nn.Module):
         super().__init__()
         if channels < 1 or blocks < 1 or not multipliers or min(multipliers) < 1:
             raise UserError(f"a U-Net needs positive channels, blocks and multipliers, got {channels}, {blocks}, {list(multipliers)}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"network.dropout is at least 0 and below 1, got {dropout}")
         if patch < 1 or shape[1] % patch or shape[2] % patch:
             raise UserError(f"network.patch={patch} does not divide images of {shape[1]} x {shape[2]} pixels")
         heights = [shape[1] // patch]
