@@ -16,7 +16,7 @@ import torch
 from torch.nn import ModuleDict
 
 from guidance import checkpoint
-from guidance.config import build
+from guidance.config import build, leaves
 from guidance.errors import UserError
 from guidance.guide import CFG
 from guidance.modality import Modality
@@ -60,9 +60,9 @@ def flag(config: Mapping[str, Any], key: str) -> bool:
 
 def folder(config: Mapping[str, Any], key: str) -> Path:
     value = config[key]
-    if not isinstance(value, str) or not value:
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise UserError(f"{key} names a folder, got {value!r}")
-    return Path(value).expanduser()
+    return Path(str(value)).expanduser()
 
 
 def check_number(value: Any, key: str) -> float:
@@ -92,13 +92,6 @@ def clear(out: Path, own: Sequence[str]) -> None:
 
 RUN_FILES = (checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, "previews", "forward.png", "schedule.png")
 CHANGEABLE = ("trainer.steps", "trainer.log_every", "trainer.save_every", "trainer.sample_every", "trainer.keep", "trainer.workers")
-
-
-def leaves(node: Any, name: str = "") -> dict[str, Any]:
-    """Every setting of a config by its dotted name."""
-    if not isinstance(node, Mapping):
-        return {name: node}
-    return {key: value for part, child in node.items() for key, value in leaves(child, f"{name}.{part}" if name else part).items()}
 
 
 def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -249,7 +242,7 @@ class Bar:
             self.bar.close()
 
 
-SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.*")
+SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.json")
 EVALUATION_FILES = ("metrics.csv", "curves.png", "table.*", "evaluation.json")
 
 
@@ -296,8 +289,6 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide evaluate"""
-    from tqdm import tqdm
-
     from guidance.evaluate import as_csv, as_text, label_attribute, reference
     from guidance.evaluate import evaluate as measure
     from guidance.plots import quality_curves
@@ -311,12 +302,8 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     name, _ = label_attribute(model, config["attribute"])
     vacant(out, overwrite, EVALUATION_FILES)
     ref = reference(model, name)  # what is wrong with the data is said before anything is removed
-    with tqdm(total=len(scales), desc="evaluate", unit="scale", leave=False) as bar:
-
-        def row_done(row: Mapping[str, Any]) -> None:
-            bar.update()
-
-        rows, _ = measure(model, scales, n, attribute=name, draw=partial(model.sample, **settings), ref=ref, row_done=row_done)
+    bar = Bar(len(scales) * -(-n // (settings["batch_size"] or n)) * settings["steps"], "evaluate")
+    rows, _ = measure(model, scales, n, attribute=name, draw=partial(model.sample, **settings), ref=ref, callbacks=[bar])
     clear(out, EVALUATION_FILES)
     class_table(model, scales, out / "table.png", attribute=name, **settings)
     table = [ref.real, *rows]

@@ -121,3 +121,10 @@ def describe(hint: Any) -> str:
     if origin in (collections.abc.Sequence, list, tuple):
         return "a list" if not of else f"a list, each {describe(of[0])}"
     return NAMES.get(hint, str(getattr(hint, "__name__", hint)))
+
+
+def leaves(node: Any, name: str = "") -> dict[str, Any]:
+    """Every setting of a config by its dotted name."""
+    if not isinstance(node, Mapping):
+        return {name: node}
+    return {key: value for part, child in node.items() for key, value in leaves(child, f"{name}.{part}" if name else part).items()}

@@ -16,7 +16,7 @@ from guidance.guide import CFG
 from guidance.judge import read
 from guidance.modality import Judge
 from guidance.model import Model
-from guidance.sampler import Progress
+from guidance.sampler import Callback, Progress
 
 
 def label_attribute(model: Model, attribute: str | None) -> tuple[str, Label]:
@@ -83,7 +83,7 @@ def evaluate(
     attribute: str | None = None,
     draw: Callable[..., Any] | None = None,
     ref: Reference | None = None,
-    row_done: Callable[[Mapping[str, Any]], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[list[dict[str, Any]], Reference]:
     """One row a scale: accuracy of the named class, Frechet distance to the training data, inception score, precision and recall,
     diversity within class, share of near-copies of training data, the modality's own measures, and the network evaluations a
@@ -92,7 +92,7 @@ def evaluate(
     Args:
         draw: `model.sample`, with any of its settings bound (`functools.partial`).
         ref: the real data, where `reference` has been called for it already.
-        row_done: called with each row as soon as it is measured.
+        callbacks: called after every sampling step of every scale.
     """
     name, spec = label_attribute(model, attribute)
     ref = ref or reference(model, name)
@@ -101,11 +101,9 @@ def evaluate(
     rows = []
     for scale in scales:
         counter = Evaluations()
-        decoded = draw(n, {name: [spec.classes[k] for k in label]}, guidance=CFG(scale), callbacks=[counter])
+        decoded = draw(n, {name: [spec.classes[k] for k in label]}, guidance=CFG(scale), callbacks=[counter, *callbacks])
         measured = _measured(model, decoded, label, (ref.judge, ref.train, ref.train_flat, ref.test_flat))
         rows.append({"scale": float(scale), "n": n, **measured, "evaluations": counter.rows / (n * counter.steps)})
-        if row_done:
-            row_done(rows[-1])
     return rows, ref
 
 

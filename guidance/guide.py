@@ -151,11 +151,11 @@ class Compose(WeightedSum):
         return self + (-other) if isinstance(other, Compose) else NotImplemented
 
     @classmethod
-    def read(cls, terms: str) -> "Compose":
+    def read(cls, terms: str | float) -> "Compose":
         """From text: ``Compose.read("2*on(digit=3) - on(digit=8)")``. Only this algebra is read; nothing is executed."""
         from guidance.algebra import read
 
-        return read(terms)
+        return read(str(terms))
 
     def bind(self, parse: Callable[[str, Any], "Bound"]) -> "Compose":
         """Every value replaced by what ``parse(attribute, value)`` makes of it."""

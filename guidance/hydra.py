@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from guidance.config import config_folder
+from guidance.config import config_folder, leaves
 from guidance.errors import UserError, one_of
 from guidance.plugins import plugins
 
@@ -87,7 +87,8 @@ def plain(config: Any) -> dict[str, Any]:
     """Containers of Python's own, every interpolation resolved. UserError names a setting that is missing."""
     from omegaconf import OmegaConf
 
-    missing = sorted(OmegaConf.missing_keys(config))
+    unresolved = OmegaConf.to_container(config, resolve=False)
+    missing = [name for name, value in leaves(unresolved).items() if value == "???"]
     if missing:
         examples = {"out": "out=runs/digits", "run": "run=runs/digits"}
         raise UserError(f"{missing[0]} is missing; give it, e.g. {examples.get(missing[0], f'{missing[0]}=...')}")
@@ -111,7 +112,7 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         group, _, name = found[1].rpartition("/")
         return str(one_of(f"choice for {group}", name, found[3].split()))
     if isinstance(error, OverrideParseException):
-        return f"the setting {error.override!r} cannot be read; write key=value, and quote what has brackets or commas"
+        return f"the setting {error.override!r} cannot be read; write key=value, with quotes around what has brackets or commas"
     if found := re.search(r"You must specify '([^']+)', e\.g, ", text):
         return f"{found[1]} is missing; choose one with {found[1]}=..."
     return " ".join(str(error).split())
