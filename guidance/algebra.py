@@ -53,5 +53,5 @@ def read(text: str) -> Compose:
 
     result = value(tree)
     if not isinstance(result, Compose):
-        raise UserError(f"guidance.terms={text!r} names no condition; write e.g. 2*on(digit=3)")
+        raise UserError(f"guidance.terms={text} names no condition; write e.g. 2*on(digit=3)")
     return result

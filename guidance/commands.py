@@ -301,6 +301,7 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     model = load(folder(config, "run"), device=device_of(config))
     name, _ = label_attribute(model, config["attribute"])
     vacant(out, overwrite, EVALUATION_FILES)
+    settings["grid"](settings["schedule"] or model.denoisers["main"].schedule, settings["steps"])  # a grid that does not fit is refused
     ref = reference(model, name)  # what is wrong with the data is said before anything is removed
     bar = Bar(len(scales) * -(-n // (settings["batch_size"] or n)) * settings["steps"], "evaluate")
     rows, _ = measure(model, scales, n, attribute=name, draw=partial(model.sample, **settings), ref=ref, callbacks=[bar])

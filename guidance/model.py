@@ -23,7 +23,7 @@ from guidance.schedule import Schedule
 
 def assemble(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
     """The untrained model of a config."""
-    missing = [key for key in ("modality", "data", "network", "schedule", "parameterization") if key not in config]
+    missing = [key for key in ("modality", "data", "network", "schedule", "parameterization") if not config.get(key)]
     if missing:
         raise UserError(f"the config has no {missing[0]!r}, which a model needs")
     parts = {key: build(config[key], key) for key in ("data", "network", "schedule", "parameterization")}

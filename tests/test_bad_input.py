@@ -155,7 +155,7 @@ SAMPLING = [
     ("guidance=interval guidance.inside.scale=nan", "scale", "nan"),
     ("guidance=interval guidance.low=-99 guidance.high=99 guidance.inside.scale=[1,2,3]", "3 ", "2 samples"),
     ("guidance=compose", "guidance.terms is missing"),
-    ("guidance=compose guidance.terms=3", "guidance.terms=3", "on(digit=3)"),
+    ("guidance=compose guidance.terms=3", "guidance.terms", "3"),
     ("animate=maybe", "animate", "'maybe'", "true"),
     ("guidance._target_=os.system", "'os.system'", "refused"),
     ("guidance._target_=guidance", "'guidance'"),

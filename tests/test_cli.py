@@ -105,13 +105,14 @@ def test_a_run_that_is_trained_already_is_left_alone(trained: Path, capsys: pyte
         ("schedule=sqrt", "schedule._target_"),
         ("seed=4", "seed"),
         ("loss=min_snr", "loss.weighting._target_"),
-        ("dropout=joint", "dropout.each"),
+        ("dropout=joint", "dropout.joint"),
         ("+trainer.foo=3", "trainer.foo"),
     ],
 )
 def test_resuming_with_another_setting_is_refused(trained: Path, capsys: pytest.CaptureFixture[str], change: str, key: str):
     assert run(["train", f"out={trained}", "resume=true", "trainer.steps=70", change]) == 2
-    assert capsys.readouterr().err.startswith(f"polyguide: {key} cannot change when a run is resumed")
+    said = capsys.readouterr().err
+    assert said.startswith(f"polyguide: {key}") and "cannot change when a run is resumed" in said
     assert checkpoint.saved_steps(trained)[-1] == 60
 
 
@@ -340,7 +341,7 @@ def test_help_lists_groups_choices_and_defaults(capsys: pytest.CaptureFixture[st
     for folder in config_folder().iterdir():
         if folder.is_dir():
             assert listed[folder.name] == {path.stem for path in folder.glob("*.yaml")}
-    assert "seed: 0" in said and ("lr: 0.001" in said) == (command == "train")
+    assert "seed: 0" in said and ("weight_decay: 0" in said) == (command == "train")
 
 
 def test_the_list_names_every_choice_and_where_it_is(capsys: pytest.CaptureFixture[str]):
