@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 
 demo: install  ## train on real digits, sample at scales from -2 to 4, evaluate: into outputs/demo
 	$(BIN)/polyguide train data=digits out=$(DEMO)/run resume=true
-	$(BIN)/polyguide evaluate run=$(DEMO)/run out=$(DEMO) overwrite=true
+	$(BIN)/polyguide evaluate run=$(DEMO)/run out=$(DEMO) overwrite=true n=300 'scales=[-2,-1,0,1,1.5,2,4]'
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest
