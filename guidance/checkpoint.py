@@ -127,6 +127,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     return dict(state)
 
 
+def check(folder: Path) -> int:
+    """The step of a checkpoint; UserError where it is not whole."""
+    for name in ("model", "average", "optimizer"):
+        read_tensors(folder / f"{name}.safetensors")
+    return int(read_state(folder)["step"])
+
+
 def fill(module: nn.Module, path: Path) -> None:
     """The module's weights from a file, which must hold exactly them. UserError names the first that does not fit."""
     tensors, own = read_tensors(path), module.state_dict()

@@ -117,6 +117,9 @@ def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Seq
 
 def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide train"""
+    from accelerate.state import PartialState
+    from accelerate.utils.environment import parse_flag_from_env
+
     from guidance.train import Interrupted, Objective, Trainer
     from guidance.train import train as run_training
 
@@ -138,16 +141,21 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     objective = Objective(denoiser, modality.codec, **parts)
     config["data"] = {**config["data"], **modality.data.pinned()}
     split = modality.data.train
-    if not going_on:
-        clear(out, RUN_FILES)
-    steps = checkpoint.saved_steps(out)
-    if steps and checkpoint.read_state(checkpoint.latest(out))["step"] >= trainer.steps:
+    if not len(split):
+        raise UserError(f"there is nothing to train on: {modality.data.name} has no training items")
+    steps = checkpoint.saved_steps(out) if going_on else []
+    if steps and checkpoint.check(checkpoint.latest(out)) >= trainer.steps:
         print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
         return
-    checkpoint.write_config(out, config)
-    pictures(modality, denoiser.schedule, out)
-    size = sum(p.numel() for p in objective.parameters())
-    print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
+    place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
+    place.wait_for_everyone()  # every process has looked before the first one writes
+    if place.is_main_process:
+        if not going_on:
+            clear(out, RUN_FILES)
+        checkpoint.write_config(out, config)
+        pictures(modality, denoiser.schedule, out)
+        size = sum(p.numel() for p in objective.parameters())
+        print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
 
     def preview(modules: ModuleDict, step: int) -> None:
         with borrowed(objective.trained, modules):
@@ -161,7 +169,10 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         print(f"stopped at step {stop.step} with a checkpoint; go on with: polyguide train out={shlex.quote(str(out))} resume=true")
         raise KeyboardInterrupt from None
     seconds = time.perf_counter() - began
-    print(f"trained to step {trainer.steps} in {seconds:.0f} s; sample it with: polyguide sample run={shlex.quote(str(out))} out=samples")
+    if place.is_main_process:
+        print(
+            f"trained to step {trainer.steps} in {seconds:.0f} s; sample it with: polyguide sample run={shlex.quote(str(out))} out=samples"
+        )
 
 
 @contextmanager

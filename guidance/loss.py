@@ -56,6 +56,10 @@ class SNR:
     offset: float = 1.0
     floor: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not (self.offset >= 0 and self.floor >= 0):
+            raise UserError(f"SNR's offset and floor are at least 0, got {self.offset} and {self.floor}")
+
     def __call__(self, level: Level, parameterization: Parameterization) -> Float[Tensor, "b"]:
         snr = level.logsnr.exp()
         return (snr.clamp(min=self.floor) + self.offset) / snr * _eps_squared(level, parameterization)

@@ -1,11 +1,13 @@
 """Curves, by matplotlib, without a display and without its global state."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from guidance.checkpoint import write_atomically
 from guidance.schedule import Schedule, logsnr
 
 
@@ -16,6 +18,13 @@ def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
     figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False).flatten()
+
+
+def _write(figure: Any, path: Path) -> Path:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
+    return path
 
 
 def schedule_curves(schedule: Schedule, path: Path) -> Path:
@@ -29,8 +38,7 @@ def schedule_curves(schedule: Schedule, path: Path) -> Path:
     left.legend()
     right.plot(t, logsnr(schedule, t))
     right.set(xlabel="t", title="logsnr")
-    figure.savefig(path)
-    return path
+    return _write(figure, path)
 
 
 def quality_curves(rows: Sequence[Mapping[str, Any]], real: Mapping[str, Any], path: Path) -> Path:
@@ -46,5 +54,4 @@ def quality_curves(rows: Sequence[Mapping[str, Any]], real: Mapping[str, Any], p
         axis.remove()
     axes[0].plot([], [], color="grey", linestyle="--", linewidth=1, label="real held-out data")
     axes[0].legend(fontsize=7)
-    figure.savefig(path)
-    return path
+    return _write(figure, path)

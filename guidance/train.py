@@ -320,8 +320,12 @@ def train(
             done = step + 1
             update_average(average, modules, min(trainer.average, done / (9 + done)))
             stop = interrupted()
+            if world > 1:  # all stop at the same step, when any of them was asked to
+                stop = bool(accelerator.reduce(torch.tensor(float(stop), device=device), "sum") > 0)
             saving = done == trainer.steps or stop or bool(trainer.save_every and done % trainer.save_every == 0)
             if done % trainer.log_every == 0 or saving:
+                if world > 1:
+                    broken = accelerator.gather(broken).min()
                 if bool(broken < torch.inf):
                     raise saved.lost(int(broken))
                 mean, now = (accelerator.reduce(total, "mean") / counted).item(), time.perf_counter()

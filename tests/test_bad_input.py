@@ -223,6 +223,7 @@ def test_evaluations(refused: Any, settings: list[str], words: tuple[str, ...]):
     ("loss.delta=abc", "delta", "abc"),
     ("loss=min_snr loss.weighting.gamma=abc", "gamma", "abc"),
     ("loss=min_snr loss.weighting.gamma=-5", "gamma", "-5"),
+    ("loss=snr loss.weighting.offset=-5", "offset", "-5"),
     ("loss=min_snr loss.weighting.gama=1", "loss.weighting.gama", "did you mean 'loss.weighting.gamma'?"),
     ("times=logit_normal times.std=0", "std > 0", "0"),
     ("times=logit_normal times.std=abc", "std", "abc"),
@@ -464,6 +465,14 @@ def test_a_state_cut_short(refused: Any, broken: Path, state: bytes):
     (latest(broken) / "state.json").write_bytes(state)
     said = refused("train", "out=broken", "resume=true", "trainer.steps=9")
     assert "state.json" in said and str(latest(broken).relative_to(broken.parent)) in said
+
+
+@pytest.mark.parametrize("name", ["model", "average", "optimizer"])
+def test_weights_cut_short_are_not_gone_on_from(refused: Any, broken: Path, name: str):
+    path = latest(broken) / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    said = refused("train", "out=broken", "resume=true", "trainer.steps=9")
+    assert f"{name}.safetensors" in said and "cut short" in said
 
 
 def test_a_folder_that_is_no_checkpoint_is_passed_over(broken: Path, place: Path):
