@@ -7,8 +7,9 @@ from guidance.plugins import plugins
 
 
 def _first_comment(path: Path) -> str:
-    line = path.read_text().split("\n", 1)[0]
-    return line.lstrip("# ").strip() if line.startswith("#") and "@package" not in line else ""
+    """The first line that says something; `@package` is for Hydra."""
+    lines = [line.lstrip("# ").strip() for line in path.read_text().splitlines()[:2] if line.startswith("#")]
+    return next((line for line in lines if not line.startswith("@package")), "")
 
 
 def listing() -> str:
