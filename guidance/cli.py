@@ -3,7 +3,9 @@
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 COMMANDS = {
     "train": "train a model from a config: polyguide train data=digits out=runs/digits",
@@ -23,7 +25,18 @@ Settings are Hydra overrides. `polyguide COMMAND --help` lists them with their d
 
 
 def usage() -> str:
-    return USAGE.format(commands="\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items()))
+    from guidance.plugins import commands
+
+    known = {**COMMANDS, **dict.fromkeys(commands(), "brought by a plug-in")}
+    return USAGE.format(commands="\n".join(f"  {name:15} {what}" for name, what in known.items()))
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
+    """Our own warnings are said in a line; what other libraries warn of among themselves is not for this command's user."""
+    if category is UserWarning:
+        print(f"polyguide: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
+    warnings.showwarning = _one_line
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -45,7 +59,13 @@ def run(arguments: list[str]) -> int:
     command, *rest = arguments
     try:
         if command not in COMMANDS:
-            raise one_of("command", command, list(COMMANDS))
+            from guidance.plugins import commands
+
+            more = commands()
+            if command not in more:
+                raise one_of("command", command, [*COMMANDS, *more])
+            more[command].load()(rest)
+            return 0
         if command == "list" and rest:
             raise UserError(f"list takes no settings, got {' '.join(rest)}")
         if command == "list":

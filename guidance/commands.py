@@ -17,7 +17,7 @@ from torch.nn import ModuleDict
 
 from guidance import checkpoint
 from guidance.config import build, leaves
-from guidance.errors import UserError
+from guidance.errors import UserError, one_of
 from guidance.guide import CFG
 from guidance.modality import Modality
 from guidance.model import Model, assemble, load
@@ -149,6 +149,8 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         return
     place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
     place.wait_for_everyone()  # every process has looked before the first one writes
+    if not going_on:
+        modality.codec.fit(split)
     if place.is_main_process:
         if not going_on:
             clear(out, RUN_FILES)
@@ -202,16 +204,14 @@ def pictures(modality: Modality, schedule: Schedule, out: Path) -> None:
     schedule_curves(schedule, out / "schedule.png")
 
 
-def class_table(model: Model, scales: Sequence[float], path: Path, **settings: Any) -> Path | None:
-    """Rows: guidance scales; columns: classes; every column from the same noise at every scale."""
-    from guidance.evaluate import label_attribute
+def class_table(model: Model, scales: Sequence[float], path: Path, **settings: Any) -> Path:
+    """Rows: guidance scales; columns: classes, or where there are none, conditions of held-out data; every column from the same
+    noise at every scale."""
+    from guidance.evaluate import cases, default_attribute, label_attribute
 
-    try:
-        name, spec = label_attribute(model, settings.pop("attribute", None))
-    except UserError:
-        name, spec = "", None
-    classes = list(spec.classes[:16]) if spec else [""] * 8
-    condition = {name: classes} if spec else None
+    name = default_attribute(model, settings.pop("attribute", None))
+    classes = list(label_attribute(model, name)[1].classes[:16]) if name else [f"held out {k}" for k in range(1, 9)]
+    condition = cases(model, len(classes), name, "alone" if name else "test").condition
     cells = [torch.cat(list(model.latents(len(classes), condition, guidance=CFG(scale), **settings))) for scale in scales]
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
@@ -253,13 +253,14 @@ class Bar:
             self.bar.close()
 
 
-SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.json")
+SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.json", "index.html")
 EVALUATION_FILES = ("metrics.csv", "curves.png", "table.*", "evaluation.json")
 
 
 def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide sample"""
     from guidance.evaluate import Evaluations
+    from guidance.page import gallery
 
     threads(config)
     n, out, overwrite, animate = whole_number(config, "n"), folder(config, "out"), flag(config, "overwrite"), flag(config, "animate")
@@ -277,12 +278,12 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     callbacks: list[Callback] = [counter, bar]
     if animate:
         callbacks.append(lambda p: frames.append(p.prediction.x0[:64].clone()))
-    done, shown = 0, []
+    done, shown, files = 0, [], []
     with torch.no_grad():
         for x0 in model.latents(n, condition, guidance=guidance, callbacks=callbacks, **settings):
             if not done:  # nothing of an earlier command is removed before it is known that this one works
                 clear(out, SAMPLE_FILES)
-            render.save(codec.decode(x0), out, [f"{k:06d}" for k in range(done, done + len(x0))])
+            files += render.save(codec.decode(x0), out, [f"{k:06d}" for k in range(done, done + len(x0))])
             if done < 64:
                 shown.append(x0[: 64 - done])
             done += len(x0)
@@ -295,12 +296,16 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     evaluations = counter.rows / (n * settings["steps"])
     facts = {"config": config, "network_evaluations_per_sample_and_step": evaluations, "network_calls": counter.calls}
     checkpoint.write_atomically(out / "samples.json", json.dumps(facts, indent=1, default=str).encode())
+    asked = [", ".join(f"{name}={value[k] if isinstance(value, list) else value}" for name, value in condition.items()) for k in range(n)]
+    about = f"guidance {config['guidance']}, {settings['steps']} steps, seed {settings['seed']}"
+    page = gallery(f"{n} samples of {config['run']}", about, [path.name for path in files], asked, render.element)
+    checkpoint.write_atomically(out / "index.html", page.encode())
     print(f"{n} samples in {out}; {evaluations:.3g} network evaluations a sample and step, in {counter.calls} calls")
 
 
 def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide evaluate"""
-    from guidance.evaluate import as_csv, as_text, label_attribute, reference
+    from guidance.evaluate import GIVEN, as_csv, as_text, default_attribute, reference
     from guidance.evaluate import evaluate as measure
     from guidance.plots import quality_curves
 
@@ -310,19 +315,23 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
         raise UserError(f"scales is a list of numbers, e.g. scales=[-1,0,1,3], got {config['scales']!r}")
     scales = [check_number(scale, "scales") for scale in config["scales"]]
     model = load(folder(config, "run"), device=device_of(config))
-    name, _ = label_attribute(model, config["attribute"])
+    name, given = default_attribute(model, config["attribute"]), config["given"]
+    if given not in GIVEN:
+        raise one_of("given", given, GIVEN)
     vacant(out, overwrite, EVALUATION_FILES)
     settings["grid"](settings["schedule"] or model.denoisers["main"].schedule, settings["steps"])  # a grid that does not fit is refused
     ref = reference(model, name)  # what is wrong with the data is said before anything is removed
     bar = Bar(len(scales) * -(-n // (settings["batch_size"] or n)) * settings["steps"], "evaluate")
-    rows, _ = measure(model, scales, n, attribute=name, draw=partial(model.sample, **settings), ref=ref, callbacks=[bar])
+    rows, _ = measure(model, scales, n, attribute=name, given=given, draw=partial(model.sample, **settings), ref=ref, callbacks=[bar])
     clear(out, EVALUATION_FILES)
     class_table(model, scales, out / "table.png", attribute=name, **settings)
     table = [ref.real, *rows]
     checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
     quality_curves(rows, ref.real, out / "curves.png")
-    facts = {"config": config, "attribute": name, "judge_accuracy": ref.judge.accuracy, "rows": table}
+    judged = None if ref.judge is None else ref.judge.accuracy
+    facts = {"config": config, "attribute": name, "judge_accuracy": judged, "rows": table}
     checkpoint.write_atomically(out / "evaluation.json", json.dumps(facts, indent=1, default=str).encode())
     print(as_text(table))
-    print(f"\n{name}: {n} samples a scale from the same noise, {settings['steps']} steps; the judge is right on ", end="")
-    print(f"{ref.judge.accuracy:.1%} of held-out data\nmetrics.csv, curves.png and table.png are in {out}")
+    about = f"; the judge is right on {judged:.1%} of held-out data" if judged is not None else ""
+    print(f"\n{name or 'all'}: {n} samples a scale from the same noise, {settings['steps']} steps{about}")
+    print(f"metrics.csv, curves.png and table.png are in {out}")

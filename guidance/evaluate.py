@@ -3,18 +3,19 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from guidance import measures
-from guidance.condition import Label
+from guidance.condition import Condition, Label
 from guidance.errors import UserError, one_of
 from guidance.guide import CFG
 from guidance.judge import read
-from guidance.modality import Judge
+from guidance.modality import Judge, Metrics
 from guidance.model import Model
 from guidance.sampler import Callback, Progress
 
@@ -30,49 +31,95 @@ def label_attribute(model: Model, attribute: str | None) -> tuple[str, Label]:
     return name, labels[name]
 
 
+GIVEN = ("alone", "train", "test")
+
+
+def default_attribute(model: Model, attribute: str | None) -> str | None:
+    """The attribute to evaluate by: the one named, or the first with classes; None for a model that has none."""
+    if attribute is None and not any(isinstance(spec, Label) for spec in model.modality.conditions.values()):
+        return None
+    return label_attribute(model, attribute)[0]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What n samples are asked for, the class that a judge should see in each, and the real data that the conditions come from."""
+
+    condition: Condition
+    label: Int[Tensor, "n"]
+    original: Any = None  # decoded
+
+
+def cases(model: Model, n: int, attribute: str | None, given: str = "alone") -> Cases:
+    """Conditions to measure by.
+
+    Args:
+        attribute: the one whose accuracy is taken; None where there is no attribute with classes.
+        given: "alone": its classes in turn, all other attributes absent; "train" or "test": all attributes of n items of that
+            split, evenly taken (held-out data may hold combinations that training did not).
+    """
+    if given not in GIVEN:
+        raise one_of("given", given, GIVEN)
+    if given == "alone":
+        if attribute is None:
+            raise UserError("this model has no attribute with classes: evaluate it with given=test, the conditions of held-out data")
+        _, spec = label_attribute(model, attribute)
+        label = torch.arange(n) % len(spec.classes)
+        return Cases(model.condition(n, {attribute: [spec.classes[k] for k in label]}), label)
+    split = getattr(model.modality.data, given)
+    if not len(split):
+        raise UserError(f"{model.modality.data.name} has no {given} items")
+    index = [k * len(split) // n for k in range(n)]
+    raw, condition = split.__getitems__(index)
+    label = condition.values[attribute] if attribute else torch.zeros(n, dtype=torch.long)
+    with torch.no_grad():
+        return Cases(condition, label, model.modality.codec.decode(model.modality.codec.encode(raw)))
+
+
 @dataclass(frozen=True)
 class Reference:
     """Real data, as the judge sees it, to measure samples against."""
 
-    judge: Judge
-    train: Tensor  # features
+    judge: Judge | None  # None for a model without an attribute that has classes
+    features: Float[Tensor, "n f"] | None  # of the training data
+    label: Int[Tensor, "n"]
     train_flat: Tensor
     test_flat: Tensor
     real: Mapping[str, Any]  # the measures of the held-out data themselves: the floor
 
+    def measured(self, metrics: Metrics, decoded: Any, of: Cases) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.judge is not None and self.features is not None:
+            features, logits = self.judge(decoded)
+            precision, recall = measures.precision_recall(features, self.features)
+            found = {
+                "accuracy": (logits.argmax(-1) == of.label).float().mean().item(),
+                "frechet": measures.frechet(features, self.features),
+                "inception_score": measures.inception_score(logits),
+                "modified_inception_score": measures.modified_inception_score(logits),
+                "am_score": measures.am_score(logits, self.label),
+                "precision": precision,
+                "recall": recall,
+                "diversity": measures.diversity(features, of.label),
+            }
+        found["copies"] = measures.copies(metrics.flat(decoded), self.train_flat, self.test_flat)
+        return found | {name: values.nanmean().item() for name, values in metrics.measure(decoded, of.condition, of.original).items()}
 
-def _measured(model: Model, decoded: Any, label: Tensor, ref: tuple[Judge, Tensor, Tensor, Tensor]) -> dict[str, Any]:
-    judge, train, train_flat, test_flat = ref
-    features, logits = judge(decoded)
-    precision, recall = measures.precision_recall(features, train)
-    flat = model.modality.metrics.flat(decoded)
-    return {
-        "accuracy": (logits.argmax(-1) == label).float().mean().item(),
-        "frechet": measures.frechet(features, train),
-        "inception_score": measures.inception_score(logits),
-        "precision": precision,
-        "recall": recall,
-        "diversity": measures.diversity(features, label),
-        "copies": measures.copies(flat, train_flat, test_flat),
-        **{name: values.mean().item() for name, values in model.modality.metrics.measure(decoded).items()},
-    }
 
-
-def reference(model: Model, attribute: str) -> Reference:
+def reference(model: Model, attribute: str | None) -> Reference:
     """Judge and real data of a model's data set. The held-out data, measured like samples, is what samples can hope for."""
     data, metrics = model.modality.data, model.modality.metrics
     if len(data.test) < 2:
         raise UserError(f"{data.name} has {len(data.test)} held out samples; measuring takes at least 2")
-    judge = metrics.judge(data, attribute)
+    judge = metrics.judge(data, attribute) if attribute else None
     codec = model.modality.codec
     with torch.no_grad():
-        train, _ = read(data.train, attribute)
-        test, test_label = read(data.test, attribute)
-        decoded_train, decoded_test = (codec.decode(torch.cat([codec.encode(raw) for raw in part])) for part in (train, test))
-    features, _ = judge(decoded_train)
-    flat_train, flat_test = metrics.flat(decoded_train), metrics.flat(decoded_test)
-    real = _measured(model, decoded_test, test_label, (judge, features, flat_train, flat_test))
-    return Reference(judge, features, flat_train, flat_test, {"scale": "real", "n": len(test_label), **real, "evaluations": 0.0})
+        (train, label, _), (test, test_label, condition) = (read(part, attribute) for part in (data.train, data.test))
+        decoded, held_out = (codec.decode(torch.cat([codec.encode(raw) for raw in part])) for part in (train, test))
+    features = judge(decoded)[0] if judge else None
+    found = Reference(judge, features, label, metrics.flat(decoded), metrics.flat(held_out), {})
+    real = found.measured(metrics, held_out, Cases(condition, test_label, held_out))
+    return replace(found, real={"scale": "real", "n": len(test_label), **real, "evaluations": 0.0})
 
 
 def evaluate(
@@ -81,28 +128,29 @@ def evaluate(
     n: int = 500,
     *,
     attribute: str | None = None,
+    given: str = "alone",
     draw: Callable[..., Any] | None = None,
     ref: Reference | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> tuple[list[dict[str, Any]], Reference]:
-    """One row a scale: accuracy of the named class, Frechet distance to the training data, inception score, precision and recall,
-    diversity within class, share of near-copies of training data, the modality's own measures, and the network evaluations a
-    sample and step. n samples, classes in turn; further attributes are absent.
+    """One row a scale: accuracy of the asked-for class, Frechet distance to the training data, inception, modified inception and AM
+    score, precision and recall, diversity within class, share of near-copies of training data, the modality's own measures, and
+    the network evaluations a sample and step. n samples, asked for as `cases` says.
 
     Args:
         draw: `model.sample`, with any of its settings bound (`functools.partial`).
         ref: the real data, where `reference` has been called for it already.
         callbacks: called after every sampling step of every scale.
     """
-    name, spec = label_attribute(model, attribute)
+    name = default_attribute(model, attribute)
     ref = ref or reference(model, name)
-    label = torch.arange(n) % len(spec.classes)
+    of = cases(model, n, name, given)
     draw = draw or model.sample
     rows = []
     for scale in scales:
         counter = Evaluations()
-        decoded = draw(n, {name: [spec.classes[k] for k in label]}, guidance=CFG(scale), callbacks=[counter, *callbacks])
-        measured = _measured(model, decoded, label, (ref.judge, ref.train, ref.train_flat, ref.test_flat))
+        decoded = draw(n, of.condition, guidance=CFG(scale), callbacks=[counter, *callbacks])
+        measured = ref.measured(model.modality.metrics, decoded, of)
         rows.append({"scale": float(scale), "n": n, **measured, "evaluations": counter.rows / (n * counter.steps)})
     return rows, ref
 

@@ -15,26 +15,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance.checkpoint import fill, write_atomically
+from guidance.condition import Condition
 from guidance.errors import UserError
 from guidance.modality import Data, Split
 
 MOST = 10_000  # items of a split that judging looks at
 
 
-def read(split: Split, attribute: str | None = None, most: int = MOST, chunk: int = 512) -> tuple[list[Any], Tensor]:
-    """Raw batches of the first ``most`` items, evenly taken from the split, and their classes (empty without an attribute)."""
+def read(split: Split, attribute: str | None = None, most: int = MOST, chunk: int = 512) -> tuple[list[Any], Tensor, Condition]:
+    """Raw batches of up to ``most`` items, evenly taken from the split, their classes (zeros without an attribute), and conditions."""
     count = min(len(split), most)
     if not count:
         raise UserError("there is no held-out data to judge by: the data set is too small")
     index = [k * len(split) // count for k in range(count)]
     parts = [split.__getitems__(index[k : k + chunk]) for k in range(0, count, chunk)]
-    labels = [c.values[attribute] for _, c in parts] if attribute else [torch.empty(0, dtype=torch.long)]
-    return [raw for raw, _ in parts], torch.cat(labels)
+    condition = Condition.cat([c for _, c in parts])
+    return [raw for raw, _ in parts], condition.values[attribute] if attribute else torch.zeros(count, dtype=torch.long), condition
 
 
 def fingerprint(data: Data, attribute: str, version: str) -> str:
     """A name for a judge: changes with the data, the attribute, and the judge's own version."""
-    raw, label = read(data.train, attribute)
+    raw, label, _ = read(data.train, attribute)
     digest = hashlib.sha256(label.numpy().tobytes())
     for part in raw:
         digest.update(part.numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode())
@@ -77,7 +78,7 @@ def train_judge(
             return TrainedJudge(network.eval(), prepare, accuracy)
         except (UserError, ValueError, KeyError):
             pass  # a file cut short, or of another version: train anew
-    raw, label = read(data.train, attribute)
+    raw, label, _ = read(data.train, attribute)
     inputs = torch.cat([prepare(part) for part in raw])
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
@@ -93,8 +94,8 @@ def train_judge(
                 group["lr"] = lr * min(1, (step + 1) / 50) * (1 - step / steps)
             optimizer.step()
     judge = TrainedJudge(network.eval(), prepare, 0.0)
-    raw, label = read(data.test, attribute)
-    hits = [(judge(part)[1].argmax(-1)) for part in raw]
+    raw, label, _ = read(data.test, attribute)
+    hits = [judge(part)[1].argmax(-1) for part in raw]
     judge.accuracy = (torch.cat(hits) == label).float().mean().item()
     from safetensors.torch import save
 

@@ -39,6 +39,22 @@ def inception_score(logits: Float[Tensor, "n classes"]) -> float:
         return float(metric.compute()[0])
 
 
+def modified_inception_score(logits: Float[Tensor, "n classes"]) -> float:
+    """exp(mean over pairs of samples of KL(p(y|x) || p(y|x'))) (Gurumurthy et al., 1706.02071): diversity within classes counts too."""
+    log_p = logits.double().log_softmax(-1).clamp(min=-100)
+    p = log_p.exp()
+    return float(((p * log_p).sum(-1).mean() - (p.mean(0) * log_p.mean(0)).sum()).exp())
+
+
+def am_score(logits: Float[Tensor, "n classes"], label: Int[Tensor, "m"]) -> float:
+    """KL(classes of the training data || mean of p(y|x)) + mean entropy of p(y|x) (Zhou et al., 1703.02000), in nats; 0 is best."""
+    log_p = logits.double().log_softmax(-1)
+    share = torch.bincount(label, minlength=logits.shape[1]).double() / len(label)
+    there = share > 0
+    divergence = (share[there] * (share[there].log() - log_p.exp().mean(0)[there].clamp(min=1e-43).log())).sum()
+    return float(divergence - torch.xlogy(log_p.exp(), log_p.exp()).sum(-1).mean())
+
+
 def precision_recall(samples: Float[Tensor, "n f"], real: Float[Tensor, "m f"], k: int = 3) -> tuple[float, float]:
     """The share of samples on the real manifold, and of real data on the samples' (Kynkäänniemi et al., 1904.06991).
 

@@ -4,7 +4,7 @@ A plug-in is a function ``build(...) -> Modality`` that its config names; what i
 every plug-in.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +20,10 @@ from guidance.process import Level
 @runtime_checkable
 class Codec(Protocol):
     """Between what people have and what is diffused. An nn.Module, trained with the network where it has parameters."""
+
+    def fit(self, split: "Split") -> None:
+        """Measure on the training data what `encode` needs (a scale), into buffers; called once, before training."""
+        ...
 
     def encode(self, raw: Any) -> Float[Tensor, "b *d"]:
         """A batch of raw data as x0, of about unit scale."""
@@ -58,7 +62,7 @@ class Data(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample of x0."""
+        """Of one raw sample."""
         ...
 
     @property
@@ -96,8 +100,13 @@ class Metrics(Protocol):
         """The judge of an attribute, trained or taken from the cache."""
         ...
 
-    def measure(self, decoded: Any) -> Mapping[str, Float[Tensor, "n"]]:
-        """Quantities that need no judge, a number a sample (ink; pitch; length)."""
+    def measure(self, decoded: Any, condition: Condition, original: Any = None) -> Mapping[str, Float[Tensor, "n"]]:
+        """Quantities that need no judge, a number a sample (ink; the error in pitch; length); NaN where one does not apply.
+
+        Args:
+            condition: what was asked for.
+            original: real data of that condition, where it was taken from real data.
+        """
         ...
 
     def flat(self, decoded: Any) -> Float[Tensor, "n size"]:
@@ -111,6 +120,10 @@ class Render(Protocol):
 
     def save(self, decoded: Any, folder: Path, names: Sequence[str]) -> list[Path]:
         """One file a sample (or one for all), in what people open."""
+        ...
+
+    def element(self, file: str) -> str:
+        """HTML that shows a saved file, by its relative address."""
         ...
 
     def table(self, decoded: Any, path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
@@ -134,6 +147,8 @@ class Modality:
     data: Data
     metrics: Metrics
     render: Render
+    shape_of: Callable[[Condition], tuple[int, ...]] | None = None
+    """Of one sample, where it follows from the condition (a vocoder's clip is as long as its spectrogram)."""
 
     def modules(self) -> nn.ModuleDict:
         """All that is trained and stored."""

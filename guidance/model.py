@@ -83,6 +83,8 @@ class Model:
                 if len(value) != n:
                     raise UserError(f"one value for all, or a list of n={n}; got {len(value)} values") from None
                 items = [spec.absent() if item is None else spec.parse(item) for item in value]
+            if len({item.shape for item in items}) > 1:
+                raise UserError("values of different sizes cannot be sampled together; sample them one at a time")
         except UserError as error:
             raise UserError(f"condition.{name}: {error}") from None
         listed = isinstance(value, Sequence) and len(value) == n and not isinstance(value, str)
@@ -98,7 +100,7 @@ class Model:
     def latents(
         self,
         n: int,
-        condition: Mapping[str, Any] | None = None,
+        condition: Mapping[str, Any] | Condition | None = None,
         *,
         guidance: Guidance | None = None,
         sampler: Sampler | None = None,
@@ -115,10 +117,13 @@ class Model:
         for what, number in (("n", n), ("batch_size", n if batch_size is None else batch_size)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise UserError(f"{what} is a whole number, at least 1, got {number!r}")
-        given = self.condition(n, condition)
+        given = condition if isinstance(condition, Condition) else self.condition(n, condition)
+        if len(given) not in (0, n):
+            raise UserError(f"a condition of {len(given)} rows was given for {n} samples")
+        shape = self.modality.shape if self.modality.shape_of is None else self.modality.shape_of(given)
         guidance = CFG() if guidance is None else guidance
         if isinstance(guidance, Compose):
-            if condition:
+            if condition and not isinstance(condition, Condition):
                 raise UserError(f"a composition names its own conditions: put {', '.join(condition)} into its terms instead")
             guidance = guidance.bind(lambda name, value: self.attribute(name, value, n))
         everyone = guidance.terms(given)
@@ -127,7 +132,7 @@ class Model:
             rows = slice(first, min(first + size, n))
             yield sample(
                 self.denoisers,
-                (rows.stop - rows.start, *self.modality.shape),
+                (rows.stop - rows.start, *shape),
                 given.rows(rows),
                 _Rows(guidance, everyone, rows, n),
                 sampler,
@@ -145,7 +150,7 @@ class Model:
     def sample(
         self,
         n: int,
-        condition: Mapping[str, Any] | None = None,
+        condition: Mapping[str, Any] | Condition | None = None,
         *,
         guidance: Guidance | None = None,
         sampler: Sampler | None = None,
@@ -161,7 +166,7 @@ class Model:
         """n samples, as the modality's codec decodes them: uint8 [n, channels, h, w]; float [n, samples]; list[str].
 
         Args:
-            condition: an attribute's value is one for all, or a list of n (None: absent); {} or None: unconditional.
+            condition: an attribute's value is one for all, or a list of n (None: absent); {} or None: unconditional. Or a `Condition`.
             guidance: `CFG(1.0)`, the conditional model, by default; weights may be a list of n.
             sampler, steps, grid, schedule: `DDIM()`, 50, `Uniform()` and the model's own by default.
             seed: sample i of a seed is the same whatever n and batch_size.

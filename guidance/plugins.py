@@ -6,7 +6,7 @@ An entry point names a plug-in's ``build`` function; the package that it is in m
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +41,11 @@ class Plugin:
         spec = find_spec(self.package)
         top = Path(spec.origin).parent if spec and spec.origin else self.folder
         return next((f / "configs" for f in (self.folder, top) if (f / "configs").is_dir()), None)
+
+
+def commands() -> dict[str, EntryPoint]:
+    """Further commands, by name (group ``polyguide.commands``): ``load()`` gives a function of the command line's arguments."""
+    return {entry.name: entry for entry in sorted(entry_points(group="polyguide.commands"), key=lambda e: e.name)}
 
 
 @cache

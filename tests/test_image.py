@@ -538,7 +538,7 @@ def test_ink_and_slant_of_drawn_lines(channels: int):
         for y in range(2, 7):
             images[k, :, y, 4 + lean * (y - 4)] = 255
     images[3, :, :, 3:6] = 51  # a bar, a fifth as dark
-    measured = ImageMetrics().measure(images)
+    measured = ImageMetrics().measure(images, Condition())
     torch.testing.assert_close(measured["slant"], torch.tensor([-1.0, 0.0, 1.0, 0.0, 0.0]), atol=1e-6, rtol=0)
     torch.testing.assert_close(measured["ink"], torch.tensor([5 / 81, 5 / 81, 5 / 81, 27 / 5 / 81, 0.0]))
 
@@ -549,10 +549,10 @@ def test_a_sheared_shape_slants_by_its_shear():
     blob = np.zeros((17, 49), dtype=np.uint8)
     blob[4:13, 20:29] = generator.integers(0, 256, (9, 9)) // 2 + 100
     blob = np.maximum(blob, blob[::-1])  # upright: no covariance of x and y
-    upright = ImageMetrics().measure(torch.from_numpy(blob)[None, None])["slant"].item()
+    upright = ImageMetrics().measure(torch.from_numpy(blob)[None, None], Condition())["slant"].item()
     for shear in (-2, 2):
         moved = np.stack([np.roll(row, shear * (y - 8)) for y, row in enumerate(blob)])
-        slant = ImageMetrics().measure(torch.from_numpy(moved)[None, None])["slant"].item()
+        slant = ImageMetrics().measure(torch.from_numpy(moved)[None, None], Condition())["slant"].item()
         assert slant == pytest.approx(upright + shear, abs=1e-4)
 
 

@@ -237,7 +237,7 @@ def test_a_large_split_is_read_evenly():
         def __getitems__(self, index: list[int]) -> tuple[Tensor, Condition]:
             return torch.tensor(index), Condition.of(digit=torch.tensor(index) % 2)
 
-    raw, label = read(Count(), "digit", most=4, chunk=3)
+    raw, label, _ = read(Count(), "digit", most=4, chunk=3)
     assert [part.tolist() for part in raw] == [[0, 2, 5], [7]] and label.tolist() == [0, 0, 1, 1]
     assert len(torch.cat(read(Count())[0])) == 10
 

@@ -4,11 +4,15 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from guidance.modality import Split
 from guidance.process import Level
 
 
 class Pixels(nn.Module):
     """uint8 pixels 0 .. 255 as x0 from -1 to 1, and back by rounding."""
+
+    def fit(self, split: Split) -> None:
+        """Nothing: pixels have their range."""
 
     def encode(self, raw: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return raw.float() / 127.5 - 1

@@ -15,6 +15,7 @@ from torch import Tensor
 from guidance.condition import Condition, ConditionSpec, Label
 from guidance.errors import UserError, one_of
 from modalities import assets
+from modalities.splits import every_fifth
 
 DIGIT = Label(tuple("0123456789"))
 STROKE = Label(("thin", "medium", "bold"), ordered=True)
@@ -36,16 +37,6 @@ class Images:
 
     def rows(self, index: Int[Tensor, "m"]) -> "Images":
         return Images(self.pixels[index], {name: labels[index] for name, labels in self.labels.items()})
-
-
-def every_fifth(label: Sequence[int] | Tensor) -> tuple[Int[Tensor, "train"], Int[Tensor, "test"]]:
-    """Indices to train on and to hold out: the fifth, tenth, ... item of each class is held out."""
-    label = torch.as_tensor(label)
-    place = torch.zeros_like(label)
-    for value in label.unique():
-        place[label == value] = torch.arange(int((label == value).sum()))
-    held = place % 5 == 4
-    return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
 class Digits:

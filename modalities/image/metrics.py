@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from guidance.condition import Label
+from guidance.condition import Condition, Label
 from guidance.errors import UserError
 from guidance.judge import TrainedJudge, train_judge
 from guidance.modality import Data, Judge
@@ -61,7 +61,9 @@ class ImageMetrics:
         judge: TrainedJudge = train_judge(network, data, attribute, prepare, augment, cache=assets.cache() / "judges", version="image-1")
         return judge
 
-    def measure(self, decoded: UInt8[Tensor, "n c h w"]) -> Mapping[str, Float[Tensor, "n"]]:
+    def measure(
+        self, decoded: UInt8[Tensor, "n c h w"], condition: Condition, original: Tensor | None = None
+    ) -> Mapping[str, Float[Tensor, "n"]]:
         """ink: the mean pixel, 0 to 1. slant: the shear of the ink about its centre, cov(x, y) / var(y); above 0 leans left at the top."""
         x = decoded.float().mean(1) / 255
         mass = x.flatten(1).sum(1).clamp(min=1e-6)

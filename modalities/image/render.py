@@ -2,67 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from guidance.checkpoint import write_atomically
-
-
-def to_pil(image: UInt8[Tensor, "c h w"]) -> Any:
-    from PIL import Image
-
-    array = image.permute(1, 2, 0).numpy()
-    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-
-
-def _write(picture: Any, path: Path, **options: Any) -> Path:
-    from io import BytesIO
-
-    buffer = BytesIO()
-    picture.save(buffer, format=path.suffix[1:].upper(), **options)
-    write_atomically(path, buffer.getvalue())
-    return path
+from modalities.pictures import animation, sheet, to_pil, write
 
 
 class ImageRender:
     """PNG files, PNG tables, GIF animations."""
 
     def save(self, decoded: UInt8[Tensor, "n c h w"], folder: Path, names: Sequence[str]) -> list[Path]:
-        return [_write(to_pil(image), folder / f"{name}.png") for image, name in zip(decoded, names, strict=True)]
+        return [write(to_pil(image), folder / f"{name}.png") for image, name in zip(decoded, names, strict=True)]
+
+    def element(self, file: str) -> str:
+        return f'<img src="{file}" alt="{file}">'
 
     def table(self, decoded: UInt8[Tensor, "n c h w"], path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
-        """Small images are enlarged, pixels staying squares."""
-        return _write(self._table(decoded, rows, columns), path)
-
-    def _table(self, decoded: UInt8[Tensor, "n c h w"], rows: Sequence[str], columns: Sequence[str]) -> Any:
-        from PIL import Image, ImageDraw, ImageFont
-
-        height, width = decoded.shape[-2:]
-        zoom = max(1, 56 // max(height, width))
-        cell, gap = (width * zoom, height * zoom), 3
-        font = ImageFont.load_default(size=13)
-        left = 8 + max((int(font.getlength(title)) for title in rows), default=0)
-        top = 20 if any(columns) else gap
-        size = (left + len(columns) * (cell[0] + gap) + gap, top + len(rows) * (cell[1] + gap) + gap)
-        sheet = Image.new("RGB", size, "white")
-        pen = ImageDraw.Draw(sheet)
-        for k, title in enumerate(columns):
-            pen.text((left + k * (cell[0] + gap) + cell[0] / 2, top / 2), title, "black", font, anchor="mm")
-        for k, image in enumerate(decoded):
-            row, column = divmod(k, len(columns))
-            at = left + column * (cell[0] + gap), top + row * (cell[1] + gap)
-            sheet.paste(to_pil(image).convert("RGB").resize(cell, Image.Resampling.NEAREST), at)
-        for k, title in enumerate(rows):
-            pen.text((left - 5, top + k * (cell[1] + gap) + cell[1] / 2), title, "black", font, anchor="rm")
-        return sheet
+        return write(sheet(decoded, rows, columns), path)
 
     def animate(self, frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path) -> Path:
-        """A GIF of square-ish grids, the last one shown longer."""
-        columns = int(np.ceil(np.sqrt(len(frames[0]))))
-        rows = -(-len(frames[0]) // columns)
-        sheets = [self._table(frame, [""] * rows, [""] * columns) for frame in frames]
-        durations = [80] * (len(sheets) - 1) + [1500]
-        return _write(sheets[0], path, save_all=True, append_images=sheets[1:], duration=durations, loop=0)
+        return animation(frames, path)
