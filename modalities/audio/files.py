@@ -1,0 +1,77 @@
+"""Sound files: read as mono at a rate, in whatever form they come."""
+
+import math
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from guidance.errors import UserError
+from modalities.audio.mel import transforms
+
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"})
+
+
+class Unreadable(UserError):
+    """A file that is no sound, or has nothing in it."""
+
+
+def read_audio(path: str | Path, rate: int, notice: bool = True) -> Float[Tensor, "samples"]:
+    """The sound of a file as mono in [-1, 1] at ``rate`` Hz: channels averaged, resampled with a filter against aliasing.
+
+    Args:
+        notice: say on the screen where channels are mixed down.
+
+    Raises: Unreadable for what is not there, not audio, empty, or not finite.
+    """
+    import soundfile
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise Unreadable(f"{path}: there is no such sound file")
+    if not path.stat().st_size:
+        raise Unreadable(f"{path} is an empty file")
+    try:
+        samples, own_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        reason = str(error).split(": ")[-1].rstrip(".") or type(error).__name__
+        raise Unreadable(f"{path} is not a sound file that can be read ({reason})") from None
+    if not len(samples):
+        raise Unreadable(f"{path} holds no samples")
+    if not np.isfinite(samples).all():
+        raise Unreadable(f"{path} holds samples that are not finite")
+    if samples.shape[1] > 1 and notice:
+        print(f"{path}: {samples.shape[1]} channels, mixed down to one", file=sys.stderr)
+    mono = torch.from_numpy(samples.astype(np.float64).mean(1)).float()
+    return mono if own_rate == rate else resampler(own_rate, rate)(mono)
+
+
+@lru_cache(maxsize=16)
+def resampler(from_rate: int, to_rate: int) -> torch.nn.Module:
+    """A windowed sinc; rates share their greatest common divisor, so unusual ones make large kernels."""
+    common = math.gcd(from_rate, to_rate)
+    resample: torch.nn.Module = transforms().Resample(from_rate // common, to_rate // common, lowpass_filter_width=16)
+    return resample
+
+
+def fit_length(wave: Float[Tensor, "samples"], length: int) -> Float[Tensor, "length"]:
+    """The first ``length`` samples; silence after a shorter wave."""
+    return torch.nn.functional.pad(wave[:length], (0, max(0, length - len(wave))))
+
+
+def write_wav(path: Path, wave: Float[Tensor, "samples"], rate: int) -> Path:
+    """16-bit WAV, whole or not at all."""
+    from io import BytesIO
+
+    import soundfile
+
+    from guidance.checkpoint import write_atomically
+
+    buffer = BytesIO()
+    soundfile.write(buffer, wave.numpy(), rate, format="WAV", subtype="PCM_16")
+    write_atomically(path, buffer.getvalue())
+    return path

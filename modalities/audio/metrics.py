@@ -1,0 +1,137 @@
+"""How sounds are measured: a judge that hears log-mel spectrograms; pitch, loudness and distances to a recording, which need none."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from guidance.condition import Condition, ConditionSpec, Label
+from guidance.errors import UserError
+from guidance.judge import TrainedJudge, train_judge
+from guidance.modality import Data, Judge
+from modalities import assets
+from modalities.audio.mel import Mel
+
+NEAR_SILENCE = -60.0  # dB of full scale, root mean square
+IN_TUNE = 50.0  # cents
+FFTS = (256, 512, 1024)
+
+
+class Listener(nn.Module):
+    """Log-mel spectrogram, four convolutions, halving between them, then 64 features and the logits."""
+
+    def __init__(self, spectrogram: Mel, classes: int, width: int = 32, features: int = 64):
+        super().__init__()
+        self.spectrogram = spectrogram
+
+        def block(inputs: int, outputs: int, pool: bool = True) -> list[nn.Module]:
+            made: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+            return [*made, nn.MaxPool2d(2, ceil_mode=True)] if pool else made
+
+        self.body = nn.Sequential(
+            *block(1, width),
+            *block(width, 2 * width),
+            *block(2 * width, 2 * width),
+            *block(2 * width, 2 * width, pool=False),
+            *(nn.AdaptiveAvgPool2d((8, 4)), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * width, features), nn.ReLU()),
+        )
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, wave: Float[Tensor, "b samples"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b classes"]]:
+        features = self.body(self.spectrogram.of(wave)[:, None])
+        return features, self.head(features)
+
+
+def augment(wave: Float[Tensor, "b samples"], generator: torch.Generator) -> Float[Tensor, "b samples"]:
+    """Moved by up to 20 ms at 8 kHz, louder or softer by up to 6 dB, with white noise 10 to 50 dB below the clip, so that a judge
+    hears what sounds and not the silence between."""
+    u = torch.rand(2, len(wave), 1, generator=generator)
+    shift = int(torch.randint(-160, 161, (1,), generator=generator))
+    level = wave.square().mean(1, keepdim=True).sqrt()
+    noise = torch.randn(wave.shape, generator=generator) * level * 10 ** (-(10 + 40 * u[0]) / 20)
+    return (wave.roll(shift, 1) + noise) * 10 ** ((12 * u[1] - 6) / 20)
+
+
+def pitch(wave: Float[Tensor, "n samples"], rate: int, low: float, high: float) -> Float[Tensor, "n"]:
+    """The fundamental in Hz by YIN (de Cheveigne & Kawahara 2002): the median over the clip, without its ends."""
+    import librosa
+
+    window = 2 ** int(np.ceil(np.log2(4 * rate / low)))
+    found = librosa.yin(wave.numpy(), fmin=low, fmax=high, sr=rate, frame_length=window, hop_length=window // 4)
+    inner = found[..., 2:-2] if found.shape[-1] > 6 else found
+    return torch.from_numpy(np.median(inner, axis=-1)).float()
+
+
+def hertz(note: Tensor) -> Tensor:
+    """Of a MIDI note number; A4 = 69 is 440 Hz."""
+    return 440 * 2 ** ((note - 69) / 12)
+
+
+def log_mel_distance(a: Float[Tensor, "n samples"], b: Float[Tensor, "n samples"], spectrogram: Mel) -> Float[Tensor, "n"]:
+    """The root mean square difference of two log-mel spectrograms, in dB."""
+    return 100 * (spectrogram.of(a) - spectrogram.of(b)).square().mean((1, 2)).sqrt()
+
+
+def stft_distance(a: Float[Tensor, "n samples"], b: Float[Tensor, "n samples"]) -> Float[Tensor, "n"]:
+    """The mean over several resolutions of spectral convergence, |B - A|_F / |B|_F, plus the mean |log B - log A| of the magnitudes
+    (Yamamoto et al., 1910.11480); b is the original."""
+    total = torch.zeros(len(a))
+    for size in FFTS:
+        window = torch.hann_window(size)
+        one, two = (torch.stft(x, size, size // 4, window=window, return_complex=True).abs().clamp(min=1e-5) for x in (a, b))
+        convergence = (two - one).flatten(1).norm(dim=1) / two.flatten(1).norm(dim=1)
+        total += convergence + (two.log() - one.log()).abs().mean((1, 2))
+    return total / len(FFTS)
+
+
+class AudioMetrics:
+    """Judges; loudness, silence, clipping; pitch, where the data has the attribute; distances, where a mel spectrogram was given."""
+
+    def __init__(self, rate: int, conditions: Mapping[str, ConditionSpec]):
+        self.rate, self.conditions = rate, conditions
+
+    def judge(self, data: Data, attribute: str) -> Judge:
+        spec = data.conditions[attribute]
+        if not isinstance(spec, Label):
+            raise UserError(f"the attribute {attribute!r} has no classes to judge")
+        hop = 2 ** round(np.log2(self.rate / 125))  # 8 ms, as 64 samples at 8 kHz
+        length = -(-data.shape[0] // hop) * hop
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = Listener(Mel(self.rate, length, 64, hop, 8 * hop), len(spec.classes))
+        settings = {"cache": assets.cache() / "judges", "version": "audio-1"}
+        judge: TrainedJudge = train_judge(network, data, attribute, lambda wave: wave, augment, steps=700, batch=64, **settings)
+        return judge
+
+    def measure(
+        self, decoded: Float[Tensor, "n samples"], condition: Condition, original: Float[Tensor, "n samples"] | None = None
+    ) -> Mapping[str, Float[Tensor, "n"]]:
+        """loudness: dB of full scale. near_silent: below -60 dB. clipped: the share of samples at full scale. With a pitch asked for,
+        cents: the size of the error by YIN; in_tune: within 50 cents. With a mel spectrogram asked for, and the original:
+        log_mel_distance in dB, stft_distance."""
+        loudness = 10 * decoded.square().mean(1).clamp(min=1e-12).log10()
+        found = {
+            "loudness": loudness,
+            "near_silent": (loudness < NEAR_SILENCE).float(),
+            "clipped": (decoded.abs() >= 1).float().mean(1),
+        }
+        spec = self.conditions.get("pitch")
+        if isinstance(spec, Label) and "pitch" in condition.keep and bool(condition.keep["pitch"].any()):
+            notes = torch.tensor([float(name) for name in spec.classes])
+            asked = hertz(notes[condition.values["pitch"].cpu()])
+            low, high = hertz(notes.min() - 5).item(), hertz(notes.max() + 5).item()
+            cents = 1200 * (pitch(decoded, self.rate, low, high) / asked).log2().abs()
+            there = condition.keep["pitch"].cpu()
+            found["cents"] = torch.where(there, cents, torch.nan)
+            found["in_tune"] = torch.where(there, (cents < IN_TUNE).float(), torch.nan)
+        for name, spec in self.conditions.items():
+            if isinstance(spec, Mel) and original is not None and bool(condition.keep[name].all()):
+                found["log_mel_distance"] = log_mel_distance(decoded, original, spec)
+                found["stft_distance"] = stft_distance(decoded, original)
+        return found
+
+    def flat(self, decoded: Float[Tensor, "n samples"]) -> Float[Tensor, "n size"]:
+        """Waveforms themselves: a copy has the phases too."""
+        return decoded

@@ -1,0 +1,174 @@
+"""Published DiffWave vocoders, in the checkpoint format of the `diffwave` package, as runs of ours."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidance import checkpoint
+from guidance.condition import ConditionSpec
+from guidance.errors import UserError, one_of
+from modalities.audio.clips import Clips, Conditioned
+
+USAGE = "polyguide import-diffwave CHECKPOINT out=runs/ljspeech [overwrite=true]"
+
+# What the package uses where a checkpoint does not say.
+DEFAULTS = {"sample_rate": 22050, "hop_samples": 256, "n_mels": 80, "n_fft": 1024, "crop_mel_frames": 62, "dilation_cycle_length": 10}
+
+
+@dataclass
+class Published(Conditioned):
+    """The form of a model's data without the data: it can be sampled, not trained on or measured against."""
+
+    rate: int = 22050
+    length: int = 15872
+
+    name = "the published data"
+    attributes: Mapping[str, ConditionSpec] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.attributes = {}
+
+    @property
+    def train(self) -> Clips:
+        return self.clips(torch.zeros(0, self.length), {})
+
+    test = train
+
+    def pinned(self) -> Mapping[str, Any]:
+        return {}
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]:
+    """The weights, the parameters, and the training step of a checkpoint; nothing in it is executed."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} cannot be read as weights alone ({reason})") from None
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path} is no DiffWave checkpoint: it holds {type(found).__name__}")
+    weights = found.get("model", found)
+    if not isinstance(weights, Mapping) or "input_projection.weight" not in weights:
+        raise UserError(f"{path} is no DiffWave checkpoint: it has no input_projection.weight")
+    return dict(weights), {**DEFAULTS, **(found.get("params") or {})}, int(found.get("step", 0))
+
+
+def renamed(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of their model under the names of ours; the layers' projections of noise and mel are one matrix each."""
+    layers = 1 + max((int(name.split(".")[1]) for name in theirs if name.startswith("residual_layers.")), default=-1)
+    if not layers:
+        raise UserError("the checkpoint has no residual_layers")
+    ours: dict[str, Tensor] = {}
+
+    def take(their_name: str, our_name: str) -> None:
+        for kind in ("weight", "bias"):
+            ours[f"network.{our_name}.{kind}"] = theirs[f"{their_name}.{kind}"]
+
+    def stack(their_name: str, our_name: str) -> None:
+        for kind in ("weight", "bias"):
+            ours[f"network.{our_name}.{kind}"] = torch.cat([theirs[f"residual_layers.{k}.{their_name}.{kind}"] for k in range(layers)])
+
+    try:
+        take("input_projection", "input")
+        take("skip_projection", "skip")
+        take("output_projection", "output")
+        take("diffusion_embedding.projection1", "noise.layers.0")
+        take("diffusion_embedding.projection2", "noise.layers.2")
+        stack("diffusion_projection", "noise_projection")
+        for k in range(layers):
+            take(f"residual_layers.{k}.dilated_conv", f"layers.{k}.dilated")
+            take(f"residual_layers.{k}.output_projection", f"layers.{k}.output")
+        if "spectrogram_upsampler.conv1.weight" in theirs:
+            take("spectrogram_upsampler.conv1", "mels.mel.upsampled.embed.layers.0")
+            take("spectrogram_upsampler.conv2", "mels.mel.upsampled.embed.layers.2")
+            stack("conditioner_projection", "mels.mel.projection")
+    except KeyError as error:
+        raise UserError(f"the checkpoint has no {error.args[0]}, which a DiffWave model has") from None
+    return ours
+
+
+def config_of(weights: Mapping[str, Tensor], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a run that holds this model."""
+    betas = [float(beta) for beta in params.get("noise_schedule") or torch.linspace(1e-4, 0.05, 50, dtype=torch.float64).tolist()]
+    schedule = {"_target_": "guidance.schedule.Discrete", "betas": betas}
+    vocoder = any(name.startswith("mels.", len("network.")) for name in weights)
+    return {
+        "modality": {
+            "_target_": "modalities.audio.build",
+            "codec": {"_target_": "modalities.audio.codec.Waveform", "_partial_": True, "scale": 1.0},
+        },
+        "data": {
+            "_target_": "modalities.audio.published.Published",
+            "rate": int(params["sample_rate"]),
+            "length": int(params["hop_samples"] * params["crop_mel_frames"]),
+            "condition": "mel" if vocoder else "none",
+            "mel": {"mels": int(params["n_mels"]), "hop": int(params["hop_samples"]), "window": int(params["n_fft"])},
+        },
+        "network": {
+            "_target_": "modalities.audio.network.DiffWave",
+            "_partial_": True,
+            "channels": len(weights["network.input.weight"]),
+            "layers": sum(name.endswith(".dilated.weight") for name in weights),
+            "cycle": int(params["dilation_cycle_length"]),
+            "steps": schedule,
+        },
+        "schedule": schedule,
+        "parameterization": {"_target_": "guidance.parameterization.Eps"},
+    }
+
+
+def convert(path: Path, out: Path) -> None:
+    """Write a run folder from a checkpoint.
+
+    The published vocoders were not trained without a spectrogram. What stands for its absence is the spectrogram of silence: so the
+    guidance scale contrasts the clip with silence.
+    """
+    from guidance.model import assemble
+
+    theirs, params, step = read(path)
+    weights = renamed(theirs)
+    config = config_of(weights, params)
+    modality, _ = assemble(config)
+    modules = modality.modules()
+    state = modules.state_dict()
+    for name, tensor in weights.items():
+        if name not in state or state[name].shape != tensor.shape:
+            expected = tuple(state[name].shape) if name in state else "nothing"
+            raise UserError(f"{path} does not fit a DiffWave network: {name} is {tuple(tensor.shape)}, expected {expected}")
+    modules.load_state_dict({**state, **weights})
+    if "mel" in modality.conditions:
+        spread = modality.network.mels["mel"]["upsampled"]  # type: ignore[attr-defined]
+        with torch.no_grad():
+            silence = spread.embed(modality.conditions["mel"].absent()[None])
+            spread.null.copy_(silence[0, :, silence.shape[-1] // 2, None])
+    tensors = {"model": modules.state_dict(), "average": modules.state_dict()}
+    checkpoint.write_config(out, config)
+    checkpoint.save_checkpoint(out, step, tensors, {"step": step, "seed": 0}, keep=1)
+    size = sum(p.numel() for p in modules.parameters())
+    what = "condition.mel=clip.wav " if "mel" in modality.conditions else ""
+    print(f"{size:,} parameters of step {step} in {out}; sample it with: polyguide sample run={shlex.quote(str(out))} {what}out=samples")
+
+
+def command(arguments: Sequence[str]) -> None:
+    """polyguide import-diffwave"""
+    from guidance.commands import RUN_FILES, clear, vacant
+
+    settings = dict(argument.partition("=")[::2] for argument in arguments if "=" in argument)
+    paths = [argument for argument in arguments if "=" not in argument]
+    if unknown := settings.keys() - {"out", "overwrite"}:
+        raise one_of("setting", min(unknown), ("out", "overwrite"))
+    if len(paths) != 1 or "out" not in settings or settings.get("overwrite", "false") not in ("true", "false"):
+        raise UserError(f"usage: {USAGE}")
+    path, out = Path(paths[0]).expanduser(), Path(settings["out"]).expanduser()
+    read(path)
+    vacant(out, settings.get("overwrite") == "true", RUN_FILES)
+    clear(out, RUN_FILES)
+    convert(path, out)
