@@ -4,9 +4,10 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
+MODALITY ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types wheel clean
+.PHONY: help install demo demo-image demo-audio test lint types wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,9 +19,19 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
-demo: install  ## train on real digits, sample at scales from -2 to 4, evaluate: into outputs/demo
+demo: install $(if $(filter all,$(MODALITY)),demo-image demo-audio,demo-$(MODALITY))  ## train, sample at scales below and above 1, evaluate; MODALITY=image or audio: one part
+
+demo-image: install
 	$(BIN)/polyguide train data=digits out=$(DEMO)/run resume=true
 	$(BIN)/polyguide evaluate run=$(DEMO)/run out=$(DEMO) overwrite=true n=300 'scales=[-2,-1,0,1,1.5,2,4]'
+
+demo-audio: install
+	$(BIN)/polyguide train modality=audio data=notes out=$(DEMO)/audio/run resume=true
+	$(BIN)/polyguide sample run=$(DEMO)/audio/run out=$(DEMO)/audio/flute overwrite=true n=8 \
+		condition.instrument=flute condition.pitch=67 guidance.scale=3 sampler=dpm
+	$(BIN)/polyguide sample run=$(DEMO)/audio/run out=$(DEMO)/audio/not-flute overwrite=true n=8 \
+		condition.instrument=flute condition.pitch=67 guidance.scale=-1 sampler=dpm
+	$(BIN)/polyguide evaluate run=$(DEMO)/audio/run out=$(DEMO)/audio overwrite=true n=200 given=train 'scales=[-1,0,1,2,3]'
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest

@@ -71,7 +71,7 @@ def check_number(value: Any, key: str) -> float:
     return float(value)
 
 
-def vacant(out: Path, overwrite: bool, own: Sequence[str]) -> None:
+def vacant(out: Path, overwrite: bool, own: Sequence[str], resumable: bool = False) -> None:
     """UserError where an output folder holds what an earlier command wrote there (``own``), unless it may be overwritten."""
     for place in (out, *out.parents):
         if place.exists() and not place.is_dir():
@@ -79,7 +79,7 @@ def vacant(out: Path, overwrite: bool, own: Sequence[str]) -> None:
     held = next((path for pattern in own for path in out.glob(pattern)), None)
     if held and not overwrite:
         what = "a run" if checkpoint.is_run(out) else f"results ({held.name})"
-        hint = "resume=true or overwrite=true" if checkpoint.is_run(out) else "overwrite=true"
+        hint = "resume=true or overwrite=true" if resumable and checkpoint.is_run(out) else "overwrite=true"
         raise UserError(f"out={out} already holds {what}; pass {hint}, or another out=")
 
 
@@ -91,6 +91,7 @@ def clear(out: Path, own: Sequence[str]) -> None:
 
 
 RUN_FILES = (checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, "previews", "forward.png", "schedule.png")
+OF_THE_COMMAND = ("out", "resume", "overwrite", "threads")
 CHANGEABLE = ("trainer.steps", "trainer.log_every", "trainer.save_every", "trainer.sample_every", "trainer.keep", "trainer.workers")
 
 
@@ -99,12 +100,12 @@ def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Seq
     result, old, new = deepcopy(dict(stored)), leaves(stored), leaves(config)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~").split("@")[0]
-        if key in ("out", "resume", "overwrite", "threads"):
+        if key in OF_THE_COMMAND:
             continue
         # A choice like recipe=mnist is no setting itself: it stands for all that are now so.
         given = [name for name in new if f"{name}.".startswith(f"{key}.") or key.split(".")[0] not in config]
         for name in given:
-            if new[name] is None or old.get(name) == new[name]:
+            if name in OF_THE_COMMAND or new[name] is None or old.get(name) == new[name]:
                 continue
             if name not in CHANGEABLE:
                 raise UserError(f"{name} cannot change when a run is resumed (it is {old.get(name)!r}); start another with another out=")
@@ -129,7 +130,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         del config[key]
     going_on = resume and checkpoint.is_run(out)
     if not going_on:
-        vacant(out, overwrite, RUN_FILES)
+        vacant(out, overwrite, RUN_FILES, resumable=True)
     else:
         config = resumed(config, checkpoint.read_config(out), overrides)
     seed = whole_number(config, "seed", 0)

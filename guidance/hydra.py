@@ -8,6 +8,7 @@ from typing import Any
 
 from guidance.config import config_folder, leaves
 from guidance.errors import UserError, one_of
+from guidance.memory import keep_freed
 from guidance.plugins import plugins
 
 FREE = ("condition",)
@@ -20,6 +21,7 @@ def launch(command: str, arguments: list[str]) -> None:
 
     from guidance import commands
 
+    keep_freed()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through to us, to be told in one line
     task: Callable[[dict[str, Any], list[str]], None] = getattr(commands, command)
 

@@ -8,8 +8,10 @@ import importlib
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +113,7 @@ def archive(url: str, name: str, sha256: str | None = None) -> Path:
                 known = f"sha256:{sha256}" if sha256 else None
                 pooch.retrieve(url, known, path=temporary, processor=unpack, progressbar=True)
                 os.replace(Path(temporary, "unpacked"), folder)
-        except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: another hash
+        except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:  # no answer; another hash; cut short or no archive
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"cannot download {name} from {url} ({reason}); give data.root=, or put it below POLYGUIDE_DATA") from None
     return folder

@@ -45,7 +45,7 @@ class Conditioned:
     """
 
     condition: str = "classes"
-    mel: Mapping[str, int] = field(default_factory=lambda: {"mels": 64, "hop": 128, "window": 512})
+    mel: Mapping[str, int] = field(default_factory=lambda: {"mels": 64, "hop": 256, "window": 1024})
 
     rate = 0
     length = 0

@@ -12,13 +12,14 @@ from guidance.modality import Split
 from guidance.process import Level
 
 MOST = 4096  # clips that are looked at to find the scale
+STEP = 2**-15  # of 16 bits: a full-scale wave is beyond full scale by less, by rounding alone
 
 
 def full_scale(wave: Float[Tensor, "n samples"]) -> Float[Tensor, "n samples"]:
     """The wave within [-1, 1]; what lies beyond is clipped, and that is said."""
-    beyond = (wave.abs() > 1).float().mean().item()
+    beyond = (wave.abs() > 1 + STEP).float().mean().item()
     if beyond:
-        warnings.warn(f"{beyond:.2%} of the samples were beyond full scale and are clipped", stacklevel=3)
+        warnings.warn(f"{100 * beyond:.3g} % of the samples were beyond full scale and are clipped", stacklevel=3)
     return wave.clamp(-1, 1)
 
 
@@ -44,9 +45,11 @@ class Waveform(nn.Module):
 
     def __init__(self, length: int, scale: float | None = None):
         super().__init__()
+        if scale is not None and not 0 < scale < math.inf:
+            raise UserError(f"codec.scale is a positive number, got {scale}")
         self.shape = (length,)
         self.given = scale
-        self.register_buffer("scale", torch.tensor(float(scale or 1)))
+        self.register_buffer("scale", torch.tensor(1.0 if scale is None else float(scale)))
 
     def shape_of(self, samples: int) -> tuple[int, ...]:
         return (samples,)
@@ -96,7 +99,7 @@ class MDCT(nn.Module):
     transform: Tensor
     angles: Tensor
 
-    def __init__(self, length: int, bins: int = 128, power: float = 0.5):
+    def __init__(self, length: int, bins: int = 256, power: float = 0.5):
         super().__init__()
         if bins < 2 or bins % 2:
             raise UserError(f"codec.bins is an even number, at least 2, got {bins}")
@@ -149,7 +152,7 @@ class MDCT(nn.Module):
         return full_scale(self._inverse(c.sign() * c.abs() ** (1 / self.power)).cpu())
 
     def project(self, x0: Float[Tensor, "b bins frames"]) -> Float[Tensor, "b bins frames"]:
-        """A coefficient of a wave within full scale is at most sqrt(2N) (its basis function's absolute sum)."""
+        """A coefficient of a wave within full scale is below sqrt(2N): so is the absolute sum of its basis function."""
         limit = math.sqrt(2 * self.bins) ** self.power / self.scale[:, None]
         return torch.minimum(torch.maximum(x0, -limit), limit)
 

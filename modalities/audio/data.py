@@ -86,6 +86,19 @@ class Files(Conditioned):
         classes = self.classes if self.classes is not None else self.look()[0]
         return {name: Label(tuple(names)) for name, names in classes.items()}
 
+    def _numbered(
+        self, found: Mapping[str, Sequence[str]], files: Sequence[tuple[Path, tuple[int, ...], bool]]
+    ) -> Sequence[tuple[Path, tuple[int, ...], bool]]:
+        """With the numbers that classes had when a run was made; files of a class that came later are left out."""
+        if self.classes is None:
+            return files
+        if found.keys() != self.classes.keys():
+            was, now = (", ".join(names) or "none" for names in (self.classes, found))
+            raise UserError(f"{self.name} has changed since the run was made: its attributes were {was}, and are {now}")
+        numbers = [{k: list(self.classes[a]).index(c) for k, c in enumerate(names) if c in self.classes[a]} for a, names in found.items()]
+        known = [file for file in files if all(k in of for k, of in zip(file[1], numbers, strict=True))]
+        return [(path, tuple(of[k] for k, of in zip(labels, numbers, strict=True)), held) for path, labels, held in known]
+
     def _read(self, sound: Sound) -> Float[Tensor, "samples"]:
         if sound in self._kept:
             return self._kept[sound]
@@ -95,7 +108,7 @@ class Files(Conditioned):
     def _splits(self) -> tuple[FileClips, FileClips]:
         from tqdm import tqdm
 
-        _, files = self.look()
+        files = self._numbered(*self.look())
         parts: tuple[list[Sound], list[Sound]] = ([], [])
         longer = stereo = 0
         for path, labels, held in tqdm(files, desc="reading sounds", unit="file", disable=len(files) < 2000, leave=False):
@@ -233,7 +246,6 @@ class SpeechCommands(Files):
             or downloaded (2.3 GB).
     """
 
-    length: int = 16000
     root: str | None = None
 
     name = "speech_commands"

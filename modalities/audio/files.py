@@ -2,6 +2,7 @@
 
 import math
 import sys
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from guidance.errors import UserError
 from modalities.audio.mel import transforms
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"})
+
+LARGEST = 4_000_000  # numbers in a resampling filter
 
 
 class Unreadable(UserError):
@@ -52,9 +55,10 @@ def read_audio(path: str | Path, rate: int, notice: bool = True) -> Float[Tensor
 
 @lru_cache(maxsize=16)
 def resampler(from_rate: int, to_rate: int) -> torch.nn.Module:
-    """A windowed sinc; rates share their greatest common divisor, so unusual ones make large kernels."""
-    common = math.gcd(from_rate, to_rate)
-    resample: torch.nn.Module = transforms().Resample(from_rate // common, to_rate // common, lowpass_filter_width=16)
+    """A windowed sinc, with a number for every pair of positions within one period of the two rates. All usual rates have a short
+    one; 11127 and 16000 Hz would take gigabytes, so such ratios are rounded, by less than half a cent."""
+    ratio = Fraction(from_rate, to_rate).limit_denominator(max(1, math.isqrt(LARGEST * to_rate // from_rate)))
+    resample: torch.nn.Module = transforms().Resample(ratio.numerator, ratio.denominator, lowpass_filter_width=16)
     return resample
 
 
@@ -72,6 +76,7 @@ def write_wav(path: Path, wave: Float[Tensor, "samples"], rate: int) -> Path:
     from guidance.checkpoint import write_atomically
 
     buffer = BytesIO()
-    soundfile.write(buffer, wave.numpy(), rate, format="WAV", subtype="PCM_16")
+    samples = (wave * 32768).round().clamp(-32768, 32767).to(torch.int16)  # left to itself, the library rounds down
+    soundfile.write(buffer, samples.numpy(), rate, format="WAV", subtype="PCM_16")
     write_atomically(path, buffer.getvalue())
     return path

@@ -9,6 +9,7 @@ import sys
 import types
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,9 @@ class Mel:
     window: int = 1024
 
     def __post_init__(self) -> None:
+        if not all(type(size) is int and size > 0 for size in (self.mels, self.hop, self.window)):
+            sizes = f"{self.mels!r}, {self.hop!r} and {self.window!r}"
+            raise UserError(f"data.mel.mels, hop and window are whole numbers, at least 1, got {sizes}")
         if self.length % self.hop:
             raise UserError(f"clips of {self.length} samples cannot be cut into mel frames of {self.hop}; choose data.mel.hop to divide it")
 
@@ -64,15 +68,17 @@ class Mel:
 
     def of(self, wave: Float[Tensor, "n samples"]) -> Float[Tensor, "n mels frames"]:
         """The frames of waves whose length is a multiple of the hop."""
+        frames, least = wave.shape[-1] // self.hop, self.window // 2 + 1  # what the transform can mirror at its ends
         with torch.no_grad():
-            mel = _mel(self.rate, self.mels, self.hop, self.window)(wave)[..., : wave.shape[-1] // self.hop]
+            wave = nn.functional.pad(wave, (0, max(0, least - wave.shape[-1])))
+            mel = _mel(self.rate, self.mels, self.hop, self.window)(wave)[..., :frames]
         return ((20 * mel.clamp(min=1e-5).log10() + 80) / 100).clamp(0, 1)
 
     def parse(self, value: object) -> Tensor:
         """A sound file's, all of it, silence filling its last frame; or numbers [mels, any frames] as they are."""
         from modalities.audio.files import fit_length, read_audio
 
-        if isinstance(value, str):
+        if isinstance(value, str | Path):
             wave = read_audio(value, self.rate)
             return self.of(fit_length(wave, -(-len(wave) // self.hop) * self.hop)[None])[0]
         try:

@@ -40,6 +40,7 @@ class Listener(nn.Module):
         self.head = nn.Linear(features, classes)
 
     def forward(self, wave: Float[Tensor, "b samples"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b classes"]]:
+        wave = nn.functional.pad(wave, (0, max(0, self.spectrogram.length - wave.shape[-1])))  # its last frame filled with silence
         features = self.body(self.spectrogram.of(wave)[:, None])
         return features, self.head(features)
 
@@ -96,11 +97,11 @@ class AudioMetrics:
         spec = data.conditions[attribute]
         if not isinstance(spec, Label):
             raise UserError(f"the attribute {attribute!r} has no classes to judge")
-        hop = 2 ** round(np.log2(self.rate / 125))  # 8 ms, as 64 samples at 8 kHz
+        hop = 2 ** round(np.log2(self.rate / 62.5))  # about 16 ms: 128 samples at 8 kHz
         length = -(-data.shape[0] // hop) * hop
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = Listener(Mel(self.rate, length, 64, hop, 8 * hop), len(spec.classes))
+            network = Listener(Mel(self.rate, length, 64, hop, 4 * hop), len(spec.classes))
         settings = {"cache": assets.cache() / "judges", "version": "audio-1"}
         judge: TrainedJudge = train_judge(network, data, attribute, lambda wave: wave, augment, steps=700, batch=64, **settings)
         return judge

@@ -85,6 +85,11 @@ def strides_of(ratio: float) -> list[int]:
     return strides
 
 
+def tanh(x: Tensor) -> Tensor:
+    """2 sigmoid(2x) - 1 in single precision: on a CPU torch's tanh takes ten times as long as its sigmoid."""
+    return 2 * (2 * x).sigmoid_() - 1 if x.dtype == torch.float32 else x.tanh()
+
+
 class ResidualLayer(nn.Module):
     """y = tanh(filter) sigmoid(gate) of a dilated convolution of x + noise, plus condition; (x + residual(y)) / sqrt 2, and a skip."""
 
@@ -98,10 +103,10 @@ class ResidualLayer(nn.Module):
     ) -> tuple[Float[Tensor, "b c l"], Float[Tensor, "b c l"]]:
         y = self.dilated(x + noise)
         if condition is not None:
-            y = y + condition
+            y += condition
         gate, filtered = y.chunk(2, 1)
-        residual, skip = self.output(gate.sigmoid() * filtered.tanh()).chunk(2, 1)
-        return (x + residual) * math.sqrt(0.5), skip
+        residual, skip = self.output(gate.sigmoid() * tanh(filtered)).chunk(2, 1)
+        return (x + residual).mul_(math.sqrt(0.5)), skip
 
 
 class DiffWave(nn.Module):
@@ -153,8 +158,9 @@ class DiffWave(nn.Module):
         for name, spec in conditions.items():
             if isinstance(spec, Mel):
                 upsampler = MelUpsampler(strides_of(spec.hop * positions / spec.length))
-                parts = {"upsampled": NullEmbedding(upsampler, (spec.mels, 1)), "projection": convolution(spec.mels, layers * 2 * channels)}
-                self.mels[name] = nn.ModuleDict(parts)
+                given = NullEmbedding(nn.Identity(), (spec.mels, 1))  # what stands for an absent spectrogram is one too
+                projection = convolution(spec.mels, layers * 2 * channels)
+                self.mels[name] = nn.ModuleDict({"given": given, "upsampler": upsampler, "projection": projection})
         self.skip = convolution(channels, channels)
         self.output = convolution(channels, 2 * rows if mask else rows)
         nn.init.zeros_(self.output.weight)
@@ -169,7 +175,7 @@ class DiffWave(nn.Module):
             bias = rearrange(self.label_projection(label), "b (layers c) -> b layers c 1", layers=depth)
         mels = []
         for name, part in self.mels.items():
-            spread = part["upsampled"](condition.values[name], condition.keep[name])
+            spread = part["upsampler"](part["given"](condition.values[name], condition.keep[name]))
             mels.append(rearrange(part["projection"](spread), "b (layers c) l -> b layers c l", layers=depth))
         if mels:
             return (sum(mels, start=bias if bias is not None else 0),)
@@ -183,12 +189,11 @@ class DiffWave(nn.Module):
         x = self.input(torch.cat([shown, shown.abs() - MEAN_SIZE], 1) if self.mask else shown).relu()
         (condition,) = context
         noise = self.noise_projection(self.noise(logsnr)).unflatten(1, (len(self.layers), self.channels, 1))
-        total: Tensor | None = None
+        total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         for k, layer in enumerate(self.layers):
             x, skip = layer(x, noise[:, k], None if condition is None else condition[:, k])
-            total = skip if total is None else total + skip
-        assert total is not None
-        output = self.output(self.skip(total * math.sqrt(1 / len(self.layers))).relu())
+            total += skip
+        output = self.output(self.skip((total * math.sqrt(1 / len(self.layers))).to(x.dtype)).relu())
         if self.mask:
             shrunk, added = output.chunk(2, 1)
             output = torch.addcmul(added, shrunk, shown)

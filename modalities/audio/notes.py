@@ -20,6 +20,7 @@ LOUDNESS = {"soft": -36.0, "medium": -28.0, "loud": -20.0}  # dB of full scale, 
 VELOCITY = {"soft": 45, "medium": 80, "loud": 115}
 TAKES = 4
 RATE, LENGTH = 8000, 4096
+SHAPE = (len(INSTRUMENTS), len(PITCHES), len(LOUDNESS), TAKES, LENGTH)
 OVERSAMPLED = 6  # the synthesizer interpolates linearly: it renders at 48 kHz, and what would alias is filtered out
 
 
@@ -51,8 +52,8 @@ def render_all(font: Path) -> np.ndarray:
     """All notes, int16 [instrument, pitch, loudness, take, sample]."""
     from tqdm import tqdm
 
-    shape = (len(INSTRUMENTS), len(PITCHES), len(LOUDNESS), TAKES)
-    notes = np.zeros((*shape, LENGTH), np.int16)
+    shape = SHAPE[:-1]
+    notes = np.zeros(SHAPE, np.int16)
     programs, levels = list(INSTRUMENTS.values()), list(LOUDNESS)
     for place in tqdm(np.ndindex(*shape), desc="rendering notes", unit="note", total=int(np.prod(shape)), leave=False):
         i, p, k, _ = place
@@ -86,6 +87,8 @@ class Notes(Conditioned):
             assets.save_array(path, render_all(sound_font()))
         try:
             notes = np.load(path)
+            if notes.shape != SHAPE:
+                raise ValueError(f"it holds {' x '.join(map(str, notes.shape))} numbers")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} cannot be read ({error}); delete it and it is rendered anew") from None
         places = np.stack(np.meshgrid(*(np.arange(n) for n in notes.shape[:-1]), indexing="ij"), -1).reshape(-1, 4)

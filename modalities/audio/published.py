@@ -1,6 +1,8 @@
 """Published DiffWave vocoders, in the checkpoint format of the `diffwave` package, as runs of ours."""
 
+import re
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,21 +51,39 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be read as weights alone ({reason})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how old the format is
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint, and advises to trust it
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UserError(f"{path} is refused: it holds {code[1]}, not weights alone, and nothing in it is executed") from None
+        raise UserError(f"{path} is cut short, or is no checkpoint") from None
+    refused = f"{path} is no DiffWave checkpoint: "
     if not isinstance(found, Mapping):
-        raise UserError(f"{path} is no DiffWave checkpoint: it holds {type(found).__name__}")
-    weights = found.get("model", found)
+        raise UserError(f"{refused}it holds {type(found).__name__}")
+    weights, params, step = found.get("model", found), found.get("params") or {}, found.get("step", 0)
     if not isinstance(weights, Mapping) or "input_projection.weight" not in weights:
-        raise UserError(f"{path} is no DiffWave checkpoint: it has no input_projection.weight")
-    return dict(weights), {**DEFAULTS, **(found.get("params") or {})}, int(found.get("step", 0))
+        raise UserError(f"{refused}it has no input_projection.weight")
+    if odd := [name for name, tensor in weights.items() if not isinstance(name, str) or not isinstance(tensor, Tensor)]:
+        raise UserError(f"{refused}its {odd[0]!r} is no tensor")
+    if not isinstance(params, Mapping):
+        raise UserError(f"{refused}its params are {type(params).__name__}")
+    params = {**DEFAULTS, **params}
+    for name, number, least in (*((name, params[name], 1) for name in DEFAULTS), ("step", step, 0)):
+        if type(number) is not int or number < least:
+            raise UserError(f"{refused}its {name} is {number!r}")
+    betas = params.get("noise_schedule")
+    if betas is not None and not (isinstance(betas, list) and all(type(beta) in (int, float) for beta in betas)):
+        raise UserError(f"{refused}its noise_schedule is no list of numbers")
+    return dict(weights), params, step
 
 
 def renamed(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of their model under the names of ours; the layers' projections of noise and mel are one matrix each."""
-    layers = 1 + max((int(name.split(".")[1]) for name in theirs if name.startswith("residual_layers.")), default=-1)
+    numbers = [re.match(r"residual_layers\.(\d+)\.", name) for name in theirs]
+    layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
     if not layers:
         raise UserError("the checkpoint has no residual_layers")
     ours: dict[str, Tensor] = {}
@@ -74,7 +94,10 @@ def renamed(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     def stack(their_name: str, our_name: str) -> None:
         for kind in ("weight", "bias"):
-            ours[f"network.{our_name}.{kind}"] = torch.cat([theirs[f"residual_layers.{k}.{their_name}.{kind}"] for k in range(layers)])
+            parts = [theirs[f"residual_layers.{k}.{their_name}.{kind}"] for k in range(layers)]
+            if any(part.shape != parts[0].shape or not part.ndim for part in parts):
+                raise UserError(f"the checkpoint's residual_layers differ in the shape of {their_name}.{kind}")
+            ours[f"network.{our_name}.{kind}"] = torch.cat(parts)
 
     try:
         take("input_projection", "input")
@@ -87,8 +110,8 @@ def renamed(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             take(f"residual_layers.{k}.dilated_conv", f"layers.{k}.dilated")
             take(f"residual_layers.{k}.output_projection", f"layers.{k}.output")
         if "spectrogram_upsampler.conv1.weight" in theirs:
-            take("spectrogram_upsampler.conv1", "mels.mel.upsampled.embed.layers.0")
-            take("spectrogram_upsampler.conv2", "mels.mel.upsampled.embed.layers.2")
+            take("spectrogram_upsampler.conv1", "mels.mel.upsampler.layers.0")
+            take("spectrogram_upsampler.conv2", "mels.mel.upsampler.layers.2")
             stack("conditioner_projection", "mels.mel.projection")
     except KeyError as error:
         raise UserError(f"the checkpoint has no {error.args[0]}, which a DiffWave model has") from None
@@ -107,17 +130,17 @@ def config_of(weights: Mapping[str, Tensor], params: Mapping[str, Any]) -> dict[
         },
         "data": {
             "_target_": "modalities.audio.published.Published",
-            "rate": int(params["sample_rate"]),
-            "length": int(params["hop_samples"] * params["crop_mel_frames"]),
+            "rate": params["sample_rate"],
+            "length": params["hop_samples"] * params["crop_mel_frames"],
             "condition": "mel" if vocoder else "none",
-            "mel": {"mels": int(params["n_mels"]), "hop": int(params["hop_samples"]), "window": int(params["n_fft"])},
+            "mel": {"mels": params["n_mels"], "hop": params["hop_samples"], "window": params["n_fft"]},
         },
         "network": {
             "_target_": "modalities.audio.network.DiffWave",
             "_partial_": True,
-            "channels": len(weights["network.input.weight"]),
+            "channels": weights["network.input.bias"].numel(),
             "layers": sum(name.endswith(".dilated.weight") for name in weights),
-            "cycle": int(params["dilation_cycle_length"]),
+            "cycle": params["dilation_cycle_length"],
             "steps": schedule,
         },
         "schedule": schedule,
@@ -126,16 +149,20 @@ def config_of(weights: Mapping[str, Tensor], params: Mapping[str, Any]) -> dict[
 
 
 def convert(path: Path, out: Path) -> None:
-    """Write a run folder from a checkpoint.
+    """Write a run folder from a checkpoint; what was a run there before goes once it is known that the checkpoint fits.
 
     The published vocoders were not trained without a spectrogram. What stands for its absence is the spectrogram of silence: so the
     guidance scale contrasts the clip with silence.
     """
+    from guidance.commands import RUN_FILES, clear
     from guidance.model import assemble
 
     theirs, params, step = read(path)
     weights = renamed(theirs)
     config = config_of(weights, params)
+    layers = config["network"]["layers"]
+    if params.get("residual_layers", layers) != layers:
+        raise UserError(f"{path} has {layers} residual_layers, and its params say {params['residual_layers']}")
     modality, _ = assemble(config)
     modules = modality.modules()
     state = modules.state_dict()
@@ -145,11 +172,9 @@ def convert(path: Path, out: Path) -> None:
             raise UserError(f"{path} does not fit a DiffWave network: {name} is {tuple(tensor.shape)}, expected {expected}")
     modules.load_state_dict({**state, **weights})
     if "mel" in modality.conditions:
-        spread = modality.network.mels["mel"]["upsampled"]  # type: ignore[attr-defined]
-        with torch.no_grad():
-            silence = spread.embed(modality.conditions["mel"].absent()[None])
-            spread.null.copy_(silence[0, :, silence.shape[-1] // 2, None])
+        torch.nn.init.zeros_(modality.network.mels["mel"]["given"].null)  # type: ignore[attr-defined]
     tensors = {"model": modules.state_dict(), "average": modules.state_dict()}
+    clear(out, RUN_FILES)
     checkpoint.write_config(out, config)
     checkpoint.save_checkpoint(out, step, tensors, {"step": step, "seed": 0}, keep=1)
     size = sum(p.numel() for p in modules.parameters())
@@ -159,16 +184,14 @@ def convert(path: Path, out: Path) -> None:
 
 def command(arguments: Sequence[str]) -> None:
     """polyguide import-diffwave"""
-    from guidance.commands import RUN_FILES, clear, vacant
+    from guidance.commands import RUN_FILES, vacant
 
     settings = dict(argument.partition("=")[::2] for argument in arguments if "=" in argument)
     paths = [argument for argument in arguments if "=" not in argument]
     if unknown := settings.keys() - {"out", "overwrite"}:
         raise one_of("setting", min(unknown), ("out", "overwrite"))
-    if len(paths) != 1 or "out" not in settings or settings.get("overwrite", "false") not in ("true", "false"):
+    if len(paths) != 1 or not settings.get("out") or settings.get("overwrite", "false") not in ("true", "false"):
         raise UserError(f"usage: {USAGE}")
     path, out = Path(paths[0]).expanduser(), Path(settings["out"]).expanduser()
-    read(path)
     vacant(out, settings.get("overwrite") == "true", RUN_FILES)
-    clear(out, RUN_FILES)
     convert(path, out)
