@@ -49,10 +49,10 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"run={run}: no {CONFIG} in it, so it is not a run folder")
     try:
         text = (run / CONFIG).read_text()
-        config = yaml.safe_load(text)
+        config = yaml.safe_load(text) if text.endswith("\n") else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{run / CONFIG} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, dict) or "modality" not in config or not text.endswith("\n"):
+    if not isinstance(config, dict) or "modality" not in config:
         raise UserError(f"{run / CONFIG} is cut short: it does not hold a whole config")
     return config
 

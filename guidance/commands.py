@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from guidance.config import build, leaves
 from guidance.errors import UserError, one_of
 from guidance.guide import CFG
 from guidance.modality import Modality
-from guidance.model import Model, assemble, load
+from guidance.model import PARTS, Model, assemble, load
 from guidance.noise import Stream, normal
 from guidance.process import corrupt, level
 from guidance.sampler import Callback, Progress
@@ -155,7 +156,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     if place.is_main_process:
         if not going_on:
             clear(out, RUN_FILES)
-        checkpoint.write_config(out, config)
+        checkpoint.write_config(out, {key: config[key] for key in (*PARTS, *config)})  # the model first
         pictures(modality, denoiser.schedule, out)
         size = sum(p.numel() for p in objective.parameters())
         print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
@@ -205,14 +206,27 @@ def pictures(modality: Modality, schedule: Schedule, out: Path) -> None:
     schedule_curves(schedule, out / "schedule.png")
 
 
-def class_table(model: Model, scales: Sequence[float], path: Path, **settings: Any) -> Path:
-    """Rows: guidance scales; columns: classes, or where there are none, conditions of held-out data; every column from the same
-    noise at every scale."""
+def class_table(
+    model: Model, scales: Sequence[float], path: Path, *, attribute: str | None = None, given: str = "alone", **settings: Any
+) -> Path:
+    """Rows: guidance scales; columns: classes (``given`` "train" or "test": with the other attributes of an item of that class), or
+    where there are none, conditions of held-out items; every column from the same noise at every scale."""
     from guidance.evaluate import cases, default_attribute, label_attribute
 
-    name = default_attribute(model, settings.pop("attribute", None))
-    classes = list(label_attribute(model, name)[1].classes[:16]) if name else [f"held out {k}" for k in range(1, 9)]
-    condition = cases(model, len(classes), name, "alone" if name else "test").condition
+    name = default_attribute(model, attribute)
+    if name is None:
+        classes, condition = (
+            [f"item {k}" for k in range(1, 9)],
+            cases(model, 8, None, "test" if len(model.modality.data.test) else "train").condition,
+        )
+    elif given == "alone":
+        classes = list(label_attribute(model, name)[1].classes[:16])
+        condition = cases(model, len(classes), name).condition
+    else:
+        of = cases(model, min(512, len(getattr(model.modality.data, given))), name, given)
+        found = of.label.unique().tolist()[:16]
+        classes = [label_attribute(model, name)[1].classes[k] for k in found]
+        condition = of.condition.rows(torch.tensor([int((of.label == k).nonzero()[0]) for k in found]))
     cells = [torch.cat(list(model.latents(len(classes), condition, guidance=CFG(scale), **settings))) for scale in scales]
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
@@ -252,6 +266,11 @@ class Bar:
         self.bar.update()
         if self.bar.n == self.total:
             self.bar.close()
+
+
+def nth(value: Any, k: int, n: int) -> Any:
+    """Of one value for all, or a list of n."""
+    return value[k] if isinstance(value, list) and len(value) == n else value
 
 
 SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.json", "index.html")
@@ -297,7 +316,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     evaluations = counter.rows / (n * settings["steps"])
     facts = {"config": config, "network_evaluations_per_sample_and_step": evaluations, "network_calls": counter.calls}
     checkpoint.write_atomically(out / "samples.json", json.dumps(facts, indent=1, default=str).encode())
-    asked = [", ".join(f"{name}={value[k] if isinstance(value, list) else value}" for name, value in condition.items()) for k in range(n)]
+    asked = [shorten(", ".join(f"{name}={nth(value, k, n)}" for name, value in condition.items()), 80) for k in range(n)]
     about = f"guidance {config['guidance']}, {settings['steps']} steps, seed {settings['seed']}"
     page = gallery(f"{n} samples of {config['run']}", about, [path.name for path in files], asked, render.element)
     checkpoint.write_atomically(out / "index.html", page.encode())
@@ -325,7 +344,7 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     bar = Bar(len(scales) * -(-n // (settings["batch_size"] or n)) * settings["steps"], "evaluate")
     rows, _ = measure(model, scales, n, attribute=name, given=given, draw=partial(model.sample, **settings), ref=ref, callbacks=[bar])
     clear(out, EVALUATION_FILES)
-    class_table(model, scales, out / "table.png", attribute=name, **settings)
+    class_table(model, scales, out / "table.png", attribute=name, given=given, **settings)
     table = [ref.real, *rows]
     checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
     quality_curves(rows, ref.real, out / "curves.png")

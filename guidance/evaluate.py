@@ -18,6 +18,7 @@ from guidance.judge import read
 from guidance.modality import Judge, Metrics
 from guidance.model import Model
 from guidance.sampler import Callback, Progress
+from guidance.train import to_device
 
 
 def label_attribute(model: Model, attribute: str | None) -> tuple[str, Label]:
@@ -72,8 +73,14 @@ def cases(model: Model, n: int, attribute: str | None, given: str = "alone") -> 
     index = [k * len(split) // n for k in range(n)]
     raw, condition = split.__getitems__(index)
     label = condition.values[attribute] if attribute else torch.zeros(n, dtype=torch.long)
-    with torch.no_grad():
-        return Cases(condition, label, model.modality.codec.decode(model.modality.codec.encode(raw)))
+    return Cases(condition, label, decoded(model, [raw]))
+
+
+@torch.no_grad()
+def decoded(model: Model, raw: Sequence[Any]) -> Any:
+    """Raw batches as the codec gives them back: real data in the form of samples."""
+    codec = model.modality.codec
+    return codec.decode(torch.cat([codec.encode(to_device(part, model.device)) for part in raw]))
 
 
 @dataclass(frozen=True)
@@ -87,10 +94,10 @@ class Reference:
     test_flat: Tensor
     real: Mapping[str, Any]  # the measures of the held-out data themselves: the floor
 
-    def measured(self, metrics: Metrics, decoded: Any, of: Cases) -> dict[str, Any]:
+    def measured(self, metrics: Metrics, samples: Any, of: Cases) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if self.judge is not None and self.features is not None:
-            features, logits = self.judge(decoded)
+            features, logits = self.judge(samples)
             precision, recall = measures.precision_recall(features, self.features)
             found = {
                 "accuracy": (logits.argmax(-1) == of.label).float().mean().item(),
@@ -102,8 +109,8 @@ class Reference:
                 "recall": recall,
                 "diversity": measures.diversity(features, of.label),
             }
-        found["copies"] = measures.copies(metrics.flat(decoded), self.train_flat, self.test_flat)
-        return found | {name: values.nanmean().item() for name, values in metrics.measure(decoded, of.condition, of.original).items()}
+        found["copies"] = measures.copies(metrics.flat(samples), self.train_flat, self.test_flat)
+        return found | {name: values.nanmean().item() for name, values in metrics.measure(samples, of.condition, of.original).items()}
 
 
 def reference(model: Model, attribute: str | None) -> Reference:
@@ -112,12 +119,10 @@ def reference(model: Model, attribute: str | None) -> Reference:
     if len(data.test) < 2:
         raise UserError(f"{data.name} has {len(data.test)} held out samples; measuring takes at least 2")
     judge = metrics.judge(data, attribute) if attribute else None
-    codec = model.modality.codec
-    with torch.no_grad():
-        (train, label, _), (test, test_label, condition) = (read(part, attribute) for part in (data.train, data.test))
-        decoded, held_out = (codec.decode(torch.cat([codec.encode(raw) for raw in part])) for part in (train, test))
-    features = judge(decoded)[0] if judge else None
-    found = Reference(judge, features, label, metrics.flat(decoded), metrics.flat(held_out), {})
+    (train, label, _), (test, test_label, condition) = (read(part, attribute) for part in (data.train, data.test))
+    known, held_out = decoded(model, train), decoded(model, test)
+    features = judge(known)[0] if judge else None
+    found = Reference(judge, features, label, metrics.flat(known), metrics.flat(held_out), {})
     real = found.measured(metrics, held_out, Cases(condition, test_label, held_out))
     return replace(found, real={"scale": "real", "n": len(test_label), **real, "evaluations": 0.0})
 
@@ -149,8 +154,8 @@ def evaluate(
     rows = []
     for scale in scales:
         counter = Evaluations()
-        decoded = draw(n, of.condition, guidance=CFG(scale), callbacks=[counter, *callbacks])
-        measured = ref.measured(model.modality.metrics, decoded, of)
+        samples = draw(n, of.condition, guidance=CFG(scale), callbacks=[counter, *callbacks])
+        measured = ref.measured(model.modality.metrics, samples, of)
         rows.append({"scale": float(scale), "n": n, **measured, "evaluations": counter.rows / (n * counter.steps)})
     return rows, ref
 
@@ -168,9 +173,15 @@ class Evaluations:
         self.steps, self.rows, self.calls = progress.steps, self._before[0] + progress.rows, self._before[1] + progress.calls
 
 
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All that was measured in any row, the evaluations last; what does not apply to a row stays empty there."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if name != "evaluations"] + [name for name in names if name == "evaluations"]
+
+
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(out, columns(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     return out.getvalue()
@@ -181,9 +192,10 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
     def cell(key: str, value: Any) -> str:
         if not isinstance(value, float):
-            return str(value)
+            return "" if value is None else str(value)
         return f"{value:g}" if key == "scale" else f"{value:.3f}"
 
-    cells = [[key.replace("_", " ") for key in rows[0]], *([cell(k, v) for k, v in row.items()] for row in rows)]
+    names = columns(rows)
+    cells = [[name.replace("_", " ") for name in names], *([cell(name, row.get(name)) for name in names] for row in rows)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells)

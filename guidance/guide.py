@@ -169,7 +169,7 @@ class Compose(WeightedSum):
             if len(bound.keep) != n:
                 raise UserError(f"{name} has {len(bound.keep)} values for {n} samples")
         new = Condition({name: b.values for name, b in known.items()}, {name: b.keep for name, b in known.items()})
-        null = Condition({**new.values, **condition.values}, {**new.keep, **condition.keep}).drop()
+        null = Condition({**condition.values, **new.values}, {**condition.keep, **new.keep}).drop()
         terms = []
         for (weight, _), values in zip(self.items, items, strict=True):
             given, keep = {n: b.values for n, b in values.items()}, {n: b.keep for n, b in values.items()}

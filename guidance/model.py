@@ -20,10 +20,13 @@ from guidance.process import Level
 from guidance.sampler import Callback, Grid, Sampler, sample
 from guidance.schedule import Schedule
 
+PARTS = ("modality", "data", "network", "schedule", "parameterization")
+"""What of a config makes a model."""
+
 
 def assemble(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
     """The untrained model of a config."""
-    missing = [key for key in ("modality", "data", "network", "schedule", "parameterization") if not config.get(key)]
+    missing = [key for key in PARTS if not config.get(key)]
     if missing:
         raise UserError(f"the config has no {missing[0]!r}, which a model needs")
     parts = {key: build(config[key], key) for key in ("data", "network", "schedule", "parameterization")}
@@ -65,19 +68,20 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.modality.modules().parameters()).device
+        return next((p.device for p in self.modality.modules().parameters()), torch.device("cpu"))
 
     def attribute(self, name: str, value: Any, n: int) -> Bound:
         """An attribute's values [n, ...] and where they are present, from one value for all or a list of n (None: absent)."""
         if name not in self.modality.conditions:
             raise one_of("attribute", name, list(self.modality.conditions))
         spec = self.modality.conditions[name]
-        if isinstance(value, Tensor):
-            value = value.tolist() if value.ndim < 2 else list(value)
+        if isinstance(value, Tensor) and value.ndim < 2:
+            value = value.tolist()
         try:
             try:
                 items = [spec.parse(value)] * n
             except UserError:
+                value = list(value) if isinstance(value, Tensor) else value
                 if isinstance(value, str) or not isinstance(value, Sequence):
                     raise
                 if len(value) != n:
@@ -120,13 +124,14 @@ class Model:
         given = condition if isinstance(condition, Condition) else self.condition(n, condition)
         if len(given) not in (0, n):
             raise UserError(f"a condition of {len(given)} rows was given for {n} samples")
-        shape = self.modality.shape if self.modality.shape_of is None else self.modality.shape_of(given)
         guidance = CFG() if guidance is None else guidance
         if isinstance(guidance, Compose):
             if condition and not isinstance(condition, Condition):
                 raise UserError(f"a composition names its own conditions: put {', '.join(condition)} into its terms instead")
             guidance = guidance.bind(lambda name, value: self.attribute(name, value, n))
         everyone = guidance.terms(given)
+        shape_of = self.modality.shape_of
+        shape = self.modality.shape if shape_of is None else shape_of(everyone[0].condition)
         size = min(batch_size or n, n)
         for first in range(0, n, size):
             rows = slice(first, min(first + size, n))

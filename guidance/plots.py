@@ -47,7 +47,8 @@ def quality_curves(rows: Sequence[Mapping[str, Any]], real: Mapping[str, Any], p
     columns = min(4, len(names))
     figure, axes = _figure(columns, -(-len(names) // columns))
     for axis, name in zip(axes, names, strict=False):
-        axis.plot([r["scale"] for r in rows], [r[name] for r in rows], marker="o")
+        measured = [r for r in rows if name in r]
+        axis.plot([r["scale"] for r in measured], [r[name] for r in measured], marker="o")
         axis.axhline(real[name], color="grey", linestyle="--", linewidth=1)
         axis.set(title=name.replace("_", " "), xlabel="guidance scale")
     for axis in axes[len(names) :]:

@@ -304,7 +304,7 @@ def train(
                 group["lr"] = trainer.rate(step)
             for part in range(trainer.accumulate):
                 raw, condition = next(loader)
-                raw, condition = _to(raw, device), condition.to(device)
+                raw, condition = to_device(raw, device), condition.to(device)
                 offset = (part * world + rank) * micro
                 torch.manual_seed(int(bits(seed, Stream.NETWORK, step, offset, 1, 1)[0, 0] >> 1))  # for dropout inside a network
                 with accelerator.accumulate(model):
@@ -384,7 +384,7 @@ class _Saved:
         return UserError(f"the loss became NaN or infinite at step {step}; {kept}; try a smaller trainer.lr")
 
 
-def _to(raw: Any, device: torch.device) -> Any:
+def to_device(raw: Any, device: torch.device) -> Any:
     """Whatever tensors a raw batch consists of, on the device."""
     from torch.utils._pytree import tree_map
 

@@ -74,7 +74,7 @@ def model(trained: Path) -> guidance.Model:
 
 def test_a_run_folder_holds_all_that_was_chosen(trained: Path):
     config = yaml.safe_load((trained / "config.yaml").read_text())
-    assert config["network"]["channels"] == 8 and config["trainer"]["lr"] == 0.01 and config["dropout"]["each"] == 0.3
+    assert config["network"]["channels"] == 8 and config["trainer"]["lr"] == 0.01 and config["dropout"]["each"] == 0.1
     assert config["data"] == {"_target_": "modalities.image.data.Digits"} and not {"out", "resume", "overwrite"} & config.keys()
     assert checkpoint.saved_steps(trained) == [30, 60]
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").open()]
@@ -246,7 +246,7 @@ def test_overwriting_samples_removes_those_of_before_and_nothing_else(trained: P
     assert len(pixels("out")) == 5
     sample(trained, "n=2", "overwrite=true")
     left = {str(path.relative_to("out")) for path in Path("out").rglob("*") if path.is_file()}
-    assert left == {"000000.png", "000001.png", "grid.png", "samples.json", *own}
+    assert left == {"000000.png", "000001.png", "grid.png", "samples.json", "index.html", *own}
     assert {name: Path("out", name).read_text() for name in own} == own
 
 

@@ -11,6 +11,8 @@ cd "$work"
 export POLYGUIDE_CACHE="$work/cache"
 "$work/venv/bin/polyguide" list | grep -q 'site-packages/guidance/configs/data/digits.yaml'
 "$work/venv/bin/polyguide" train --help | grep -q 'data: digits'
+"$work/venv/bin/polyguide" train modality=audio out=run --cfg job | grep -q modalities.audio.notes.Notes
+"$work/venv/bin/polyguide" --help | grep -q import-diffwave
 "$work/venv/bin/polyguide" train data=digits trainer.steps=3 trainer.batch_size=8 network.channels=8 out=run
 "$work/venv/bin/python" -m guidance sample run=run n=2 condition.digit=3 guidance.scale=-1 sampler.steps=3 out=samples
 test -s samples/000001.png

@@ -46,7 +46,7 @@ class Waveform(nn.Module):
     def __init__(self, length: int, scale: float | None = None):
         super().__init__()
         if scale is not None and not 0 < scale < math.inf:
-            raise UserError(f"codec.scale is a positive number, got {scale}")
+            raise UserError(f"modality.codec.scale is a positive number, got {scale}")
         self.shape = (length,)
         self.given = scale
         self.register_buffer("scale", torch.tensor(1.0 if scale is None else float(scale)))
@@ -102,11 +102,13 @@ class MDCT(nn.Module):
     def __init__(self, length: int, bins: int = 256, power: float = 0.5):
         super().__init__()
         if bins < 2 or bins % 2:
-            raise UserError(f"codec.bins is an even number, at least 2, got {bins}")
+            raise UserError(f"modality.codec.bins is an even number, at least 2, got {bins}")
         if not 0 < power <= 1:
-            raise UserError(f"codec.power lies between 0 and 1, got {power}")
+            raise UserError(f"modality.codec.power lies between 0 and 1, got {power}")
         if length % bins:
-            raise UserError(f"clips of {length} samples cannot be cut into frames of {bins}; choose data.length a multiple of codec.bins")
+            raise UserError(
+                f"clips of {length} samples cannot be cut into frames of {bins}; choose data.length a multiple of modality.codec.bins"
+            )
         self.bins, self.power = bins, power
         self.shape = (bins, length // bins)
         self.register_buffer("scale", torch.ones(bins))

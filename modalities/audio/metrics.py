@@ -102,7 +102,7 @@ class AudioMetrics:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = Listener(Mel(self.rate, length, 64, hop, 4 * hop), len(spec.classes))
-        settings = {"cache": assets.cache() / "judges", "version": "audio-1"}
+        settings = {"cache": assets.cache() / "judges", "version": "audio-2"}
         judge: TrainedJudge = train_judge(network, data, attribute, lambda wave: wave, augment, steps=700, batch=64, **settings)
         return judge
 

@@ -14,7 +14,7 @@ from modalities import assets
 from modalities.audio.clips import Clips, Conditioned
 
 # General MIDI programs whose pitch can be heard within half a second over the two octaves.
-INSTRUMENTS = {"piano": 0, "vibraphone": 11, "organ": 16, "guitar": 24, "violin": 40, "trumpet": 56, "clarinet": 71, "flute": 73}
+INSTRUMENTS = {"piano": 0, "vibraphone": 11, "organ": 20, "guitar": 24, "violin": 40, "trumpet": 56, "clarinet": 71, "flute": 73}
 PITCHES = range(55, 80)  # MIDI notes: G3 to G5, 196 to 784 Hz
 LOUDNESS = {"soft": -36.0, "medium": -28.0, "loud": -20.0}  # dB of full scale, root mean square
 VELOCITY = {"soft": 45, "medium": 80, "loud": 115}
@@ -82,7 +82,7 @@ class Notes(Conditioned):
 
     @cached_property
     def _splits(self) -> tuple[Clips, Clips]:
-        path = assets.cache() / "notes" / "notes-1.npy"
+        path = assets.cache() / "notes" / "notes-2.npy"
         if not path.exists():
             assets.save_array(path, render_all(sound_font()))
         try:

@@ -1,6 +1,6 @@
 """DiffWave BASE against the `diffwave` package: the same weights, the same input, one run.
 
-    python benchmarks/diffwave.py [--threads 2] [--pairs 5] [--compile]
+    python benchmarks/diffwave_base.py [--threads 2] [--pairs 5] [--compile]
 
 Both sides evaluate 4 clips of 8,192 samples with a mel spectrogram. Ours has the spectrogram embedded already, as in a sampling run,
 which does it once. Prints JSON: the median time of each side, their ratio, and the relative error of ours against theirs.
@@ -19,6 +19,7 @@ from diffwave.model import DiffWave as Published
 from diffwave.params import params
 
 from guidance import Condition, load
+from guidance.memory import keep_freed
 from modalities.audio.published import convert
 
 BATCH, SAMPLES, STEP = 4, 8192, 20
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also our network under torch.compile")
     options = parser.parse_args()
+    keep_freed()  # for both sides
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     theirs = Published(params).eval()

@@ -1,0 +1,237 @@
+"""What is asked for in an evaluation, and evaluations of models without classes, on a data set of numbers."""
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from guidance import CFG, Condition, Cosine, Label, UserError, V, Vector
+from guidance.denoiser import Denoiser
+from guidance.evaluate import as_csv, as_text, cases, default_attribute, evaluate, label_attribute, reference
+from guidance.modality import Modality
+from guidance.model import Model
+
+
+@dataclass
+class Numbers:
+    """Items first, first + 1, ...: two equal numbers each, and a fraction."""
+
+    first: int
+    labels: dict[str, Tensor]
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitems__(self, index: list[int]) -> tuple[Tensor, Condition]:
+        rows = torch.tensor(index)
+        return (rows + self.first + 0.25)[:, None].expand(-1, 2), Condition.of(**{k: v[rows] for k, v in self.labels.items()})
+
+
+@dataclass
+class Data:
+    conditions: dict[str, Any]
+    train: Numbers
+    test: Numbers
+    name: str = "numbers"
+    shape: tuple[int, ...] = (2,)
+
+    def pinned(self) -> dict[str, Any]:
+        return {}
+
+
+class Tenfold(nn.Module):
+    """Decoding gives back what was encoded, in whole numbers: the fraction is lost."""
+
+    def fit(self, split: Any) -> None:
+        pass
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return raw / 10
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return (10 * x0).round()
+
+    def project(self, x0: Tensor) -> Tensor:
+        return x0
+
+    def anchor_loss(self, raw: Any, x0_hat: Tensor, level: Any) -> Tensor:
+        return x0_hat.new_zeros(len(x0_hat))
+
+
+class Unused(nn.Module):
+    """A network that is not called."""
+
+    def embed(self, condition: Condition) -> None:
+        return None
+
+    def forward(self, x_t: Tensor, logsnr: Tensor, context: None, x0_hat: Tensor | None = None) -> Tensor:
+        raise AssertionError
+
+
+class Parity:
+    """Says 1 for odd numbers."""
+
+    accuracy = 1.0
+
+    def __call__(self, decoded: Tensor) -> tuple[Tensor, Tensor]:
+        return decoded, 100 * nn.functional.one_hot(decoded[:, 0].long() % 2, 2).float()
+
+
+@dataclass
+class Recorder:
+    """Metrics that keep what they were asked."""
+
+    asked: list[tuple[Tensor, Condition, Any]] = field(default_factory=list)
+
+    def judge(self, data: Any, attribute: str) -> Parity:
+        assert attribute == "parity"
+        return Parity()
+
+    def measure(self, decoded: Tensor, condition: Condition, original: Any = None) -> dict[str, Tensor]:
+        self.asked.append((decoded, condition, original))
+        some = torch.where(torch.arange(len(decoded)) % 2 == 0, decoded[:, 0], torch.nan)
+        return {"first": some} | ({} if original is None else {"distance": (decoded - original).abs().mean(1)})
+
+    def flat(self, decoded: Tensor) -> Tensor:
+        return decoded
+
+
+class Nothing:
+    def save(self, decoded: Any, folder: Path, names: Any) -> list[Path]:
+        return []
+
+    def element(self, file: str) -> str:
+        return file
+
+    def table(self, decoded: Any, path: Path, rows: Any, columns: Any) -> Path:
+        return path
+
+    def animate(self, frames: Any, path: Path) -> Path:
+        return path
+
+
+LABELS = {"size": Vector(1), "parity": Label(("even", "odd")), "third": Label(("a", "b", "c"))}
+
+
+def model(names: tuple[str, ...] = ("size", "parity", "third"), train: int = 20, test: int = 6) -> Model:
+    def split(first: int, n: int) -> Numbers:
+        numbers = torch.arange(first, first + n)
+        values = {"size": numbers.float()[:, None], "parity": numbers % 2, "third": numbers % 3}
+        return Numbers(first, {name: values[name] for name in names}, n)
+
+    conditions = {name: LABELS[name] for name in names}
+    data, network = Data(conditions, split(0, train), split(100, test)), Unused()
+    modality = Modality("toy", (2,), Tenfold(), network, conditions, data, Recorder(), Nothing())
+    return Model(modality, {"main": Denoiser(network, Cosine(), V())}, {})
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize(("attribute", "classes"), [("parity", 2), ("third", 3)])
+def test_alone_asks_for_the_classes_in_turn_and_nothing_else(attribute: str, classes: int):
+    made = cases(model(), 7, attribute)
+    assert made.label.tolist() == [k % classes for k in range(7)] and made.original is None
+    assert made.condition.values[attribute].tolist() == made.label.tolist()
+    assert {name: keep.tolist() for name, keep in made.condition.keep.items()} == {name: [name == attribute] * 7 for name in LABELS}
+
+
+@pytest.mark.parametrize(("given", "first", "length"), [("train", 0, 20), ("test", 100, 6)])
+@pytest.mark.parametrize("n", [1, 4, 6, 9, 40])
+def test_given_a_split_all_attributes_of_its_items_are_asked_for(given: str, first: int, length: int, n: int):
+    made = cases(model(), n, "third", given)
+    items = [first + k * length // n for k in range(n)]
+    assert made.label.tolist() == [item % 3 for item in items] and all(bool(keep.all()) for keep in made.condition.keep.values())
+    assert made.condition.values["size"].tolist() == [[float(item)] for item in items]
+    assert made.condition.values["parity"].tolist() == [item % 2 for item in items]
+    assert made.original.tolist() == [[item, item] for item in items], "as the codec gives it back"
+
+
+@pytest.mark.parametrize("names", [("size",), ()])
+def test_a_model_without_classes_is_asked_by_what_it_has(names: tuple[str, ...]):
+    made = cases(model(names), 3, None, "test")
+    assert list(made.condition.values) == list(names) and made.label.tolist() == [0, 0, 0]
+    assert made.original[:, 0].tolist() == [100, 102, 104]
+
+
+def test_what_cannot_be_asked():
+    with pytest.raises(UserError, match=r"'trian'.*did you mean 'train'.*alone, train, test"):
+        cases(model(), 3, "parity", "trian")
+    with pytest.raises(UserError, match=r"no attribute with classes.*given=test"):
+        cases(model(("size",)), 3, None)
+    with pytest.raises(UserError, match="numbers has no test items"):
+        cases(model(test=0), 3, "parity", "test")
+
+
+def test_the_attribute_to_evaluate_by():
+    assert default_attribute(model(), None) == "parity", "the first that has classes"
+    assert default_attribute(model(), "third") == "third" and default_attribute(model(("size",)), None) is None
+    with pytest.raises(UserError, match=r"'size'.*parity, third"):
+        default_attribute(model(), "size")
+    for ask in (default_attribute, label_attribute):
+        with pytest.raises(UserError, match="no attribute with classes"):
+            ask(model(("size",)), "size")
+
+
+# Measuring
+
+
+def test_real_data_is_measured_against_itself():
+    with_classes, without = model(), model(("size",))
+    judged, plain = reference(with_classes, "parity"), reference(without, None)
+    assert judged.real["accuracy"] == 1 and judged.real["n"] == 6 and judged.real["scale"] == "real"
+    assert (
+        plain.judge is None and plain.features is None and set(plain.real) == {"scale", "n", "copies", "first", "distance", "evaluations"}
+    )
+    for ref, of in ((judged, with_classes), (plain, without)):
+        ((decoded, condition, original),) = of.modality.metrics.asked
+        assert decoded.tolist() == original.tolist() == [[k, k] for k in range(100, 106)] and ref.real["distance"] == 0
+        assert condition.values["size"].tolist() == [[float(k)] for k in range(100, 106)] and bool(condition.keep["size"].all())
+        assert ref.real["first"] == 102, "the mean of those to which it applies: 100, 102, 104"
+        assert torch.equal(ref.train_flat, torch.arange(20.0)[:, None].expand(-1, 2)) and torch.equal(ref.test_flat, decoded)
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_measuring_takes_held_out_data(held: int):
+    with pytest.raises(UserError, match=rf"numbers has {held} held out samples.*at least 2"):
+        reference(model(("size",), test=held), None)
+
+
+@pytest.mark.parametrize(("names", "given"), [(("size",), "test"), (("size",), "train"), ((), "test"), (("size", "parity"), "train")])
+def test_samples_are_drawn_for_and_measured_by_what_was_asked(names: tuple[str, ...], given: str):
+    of = model(names)
+    expected = cases(of, 4, "parity" if "parity" in names else None, given)
+    drawn = []
+
+    def draw(n: int, condition: Condition, *, guidance: CFG, callbacks: Any) -> Tensor:
+        drawn.append((n, condition, guidance))
+        callbacks[0].steps, callbacks[0].rows = 5, 30
+        return expected.original + float(guidance.scale)
+
+    rows, _ = evaluate(of, [0.0, 3.0], 4, given=given, draw=draw)
+    assert [(n, float(guide.scale)) for n, _, guide in drawn] == [(4, 0), (4, 3)]
+    for (_, condition, _), row, (decoded, seen, original) in zip(drawn, rows, of.modality.metrics.asked[1:], strict=True):
+        assert len(condition) == len(expected.condition) and (not names or bool(condition.same(expected.condition).all()))
+        assert seen.values.keys() == set(names) and torch.equal(original, expected.original)
+        assert row["distance"] == row["scale"] and row["evaluations"] == 30 / 20 and row["n"] == 4
+        assert row["first"] == decoded[::2, 0].mean().item() and ("accuracy" in row) == ("parity" in names)
+        # Training data ends at 19; one in a hundred held-out items lies within 81.05 of that.
+        assert row["copies"] == (decoded[:, 0] - 19 <= 81.05).float().mean().item()
+    assert "parity" not in names or [row["accuracy"] for row in rows] == [1, 0], "three more is the other parity"
+
+
+def test_rows_are_written_to_five_digits_and_aligned():
+    rows = [{"scale": "real", "n": 3, "first": 1.0}, {"scale": -1.5, "n": 40, "first": 123.456789}]
+    assert list(csv.reader(as_csv(rows).splitlines())) == [["scale", "n", "first"], ["real", "3", "1"], ["-1.5", "40", "123.46"]]
+    assert as_text(rows).splitlines() == ["scale   n    first", " real   3    1.000", " -1.5  40  123.457"]
+
+
+def test_rows_that_lack_a_measure_leave_its_place_empty():
+    rows = [{"scale": "real", "cents": 1.0, "ink": 0.5}, {"scale": 2.0, "ink": 0.25}]
+    assert as_csv(rows).splitlines() == ["scale,cents,ink", "real,1,0.5", "2,,0.25"]
+    assert [line.split() for line in as_text(rows).splitlines()] == [["scale", "cents", "ink"], ["real", "1.000", "0.500"], ["2", "0.250"]]
