@@ -1,9 +1,10 @@
-"""DiffWave BASE against the `diffwave` package: the same weights, the same input, one run.
+"""DiffWave BASE against the `diffwave` package: the same weights and input, both sides in turn in one run.
 
     python benchmarks/diffwave_base.py [--threads 2] [--pairs 5] [--compile]
 
-Both sides evaluate 4 clips of 8,192 samples with a mel spectrogram. Ours has the spectrogram embedded already, as in a sampling run,
-which does it once. Prints JSON: the median time of each side, their ratio, and the relative error of ours against theirs.
+Both evaluate 4 clips of 8,192 samples with a mel spectrogram. Ours has the spectrogram embedded already, as in a sampling run, which
+does it once. Each side runs in a process of its own, as its users run it: ours keeps freed memory (guidance/memory.py), the
+package does not; --same gives that to both. Prints JSON: the median time of each side, their ratio, and our relative error.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -25,15 +28,48 @@ from modalities.audio.published import convert
 BATCH, SAMPLES, STEP = 4, 8192, 20
 
 
-def timed(one: Callable[[], object], other: Callable[[], object], pairs: int) -> tuple[float, float]:
-    """Median seconds of both, measured in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(pairs + 1):
-        for call, into in zip((one, other), times, strict=True):
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = BATCH, params.n_mels, SAMPLES // params.hop_samples
+    return torch.randn(BATCH, SAMPLES, generator=generator), torch.rand(shape, generator=generator)
+
+
+def published(checkpoint: str) -> Callable[[], torch.Tensor]:
+    model = Published(params).eval()
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    (x, mel), step = inputs(), torch.full((BATCH,), STEP)
+    return lambda: model(x, mel, step)[:, 0]
+
+
+def ours(checkpoint: str, half: bool, compiled: bool) -> Callable[[], torch.Tensor]:
+    with tempfile.TemporaryDirectory() as folder:
+        convert(Path(checkpoint), Path(folder, "run"))
+        network = load(Path(folder, "run")).modality.network
+    x, mel = inputs()
+    kept = torch.cumprod(1 - torch.tensor(params.noise_schedule, dtype=torch.float64), 0)[STEP]
+    logsnr = torch.full((BATCH,), float(torch.logit(kept)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        context = network.embed(Condition.of(mel=mel))
+    forward = torch.compile(network) if compiled else network
+
+    def call() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return forward(x, logsnr, context)
+
+    return call
+
+
+def serve(pipe: Connection, threads: int, keep: bool, make: Callable[..., Callable[[], torch.Tensor]], arguments: tuple) -> None:
+    """In a process of its own: an evaluation and its time for every request."""
+    if keep:
+        keep_freed()
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        call = make(*arguments)
+        while pipe.recv():
             begun = time.perf_counter()
-            call()
-            into.append(time.perf_counter() - begun)
-    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
+            output = call()
+            pipe.send((time.perf_counter() - begun, output.float().numpy()))
 
 
 def main() -> None:
@@ -41,42 +77,44 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also our network under torch.compile")
+    parser.add_argument("--same", action="store_true", help="the package, too, keeps freed memory")
     options = parser.parse_args()
-    keep_freed()  # for both sides
-    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    theirs = Published(params).eval()
-    torch.nn.init.normal_(theirs.output_projection.weight, std=0.1)
+    model = Published(params)
+    torch.nn.init.normal_(model.output_projection.weight, std=0.1)
+    context, results = get_context("spawn"), []
     with tempfile.TemporaryDirectory() as folder:
-        torch.save({"model": theirs.state_dict(), "params": dict(params)}, Path(folder, "published.pt"))
-        convert(Path(folder, "published.pt"), Path(folder, "run"))
-        ours = load(Path(folder, "run")).modality.network
-    x, mel = torch.randn(BATCH, SAMPLES), torch.rand(BATCH, params.n_mels, SAMPLES // params.hop_samples)
-    kept = torch.cumprod(1 - torch.tensor(params.noise_schedule, dtype=torch.float64), 0)[STEP]
-    logsnr, step = torch.full((BATCH,), float(torch.logit(kept))), torch.full((BATCH,), STEP)
-
-    results = []
-    with torch.inference_mode():
-        context = ours.embed(Condition.of(mel=mel))
-        expected = theirs(x, mel, step)[:, 0]
-
-        def compare(name: str, forward: Callable[[], torch.Tensor]) -> None:
-            error = ((forward().float() - expected).norm() / expected.norm()).item()
-            mine, published = timed(forward, lambda: theirs(x, mel, step), options.pairs)
-            results.append({"ours": name, "seconds": mine, "published_seconds": published, "ratio": published / mine, "error": error})
-
-        def bf16(network: Callable[..., torch.Tensor], embedded: tuple[torch.Tensor, ...]) -> torch.Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                return network(x, logsnr, embedded)
-
-        half = tuple(part.bfloat16() for part in context)
-        compare("eager, fp32", lambda: ours(x, logsnr, context))
-        compare("eager, bf16", lambda: bf16(ours, half))
-        if options.compile:
-            compiled = torch.compile(ours)
-            compare("compiled, fp32", lambda: compiled(x, logsnr, context))
-            compare("compiled, bf16", lambda: bf16(compiled, half))
-    print(json.dumps({"threads": torch.get_num_threads(), "clips": BATCH, "samples": SAMPLES, "results": results}, indent=1))
+        checkpoint = str(Path(folder, "published.pt"))
+        torch.save({"model": model.state_dict(), "params": dict(params)}, checkpoint)
+        for half, compiled in ((False, False), (True, False), (False, True), (True, True)):
+            if compiled and not options.compile:
+                continue
+            pipes = []
+            for keep, make, arguments in ((True, ours, (checkpoint, half, compiled)), (options.same, published, (checkpoint,))):
+                mine, other = context.Pipe()
+                context.Process(target=serve, args=(other, options.threads, keep, make, arguments), daemon=True).start()
+                pipes.append(mine)
+            times: tuple[list[float], list[float]] = ([], [])
+            outputs = [None, None]
+            for _ in range(options.pairs + 2):
+                for side, pipe in enumerate(pipes):
+                    pipe.send(True)
+                    seconds, outputs[side] = pipe.recv()
+                    times[side].append(seconds)
+            for pipe in pipes:
+                pipe.send(False)
+            a, b = (torch.from_numpy(output) for output in outputs)
+            medians = [statistics.median(of[2:]) for of in times]  # two to warm up
+            name = f"{'compiled' if compiled else 'eager'}, {'bf16' if half else 'fp32'}"
+            error = float((a - b).norm() / b.norm())
+            results.append(
+                {"ours": name, "seconds": medians[0], "published_seconds": medians[1], "ratio": medians[1] / medians[0], "error": error}
+            )
+    print(
+        json.dumps(
+            {"threads": options.threads, "clips": BATCH, "samples": SAMPLES, "same_memory": options.same, "results": results}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -46,18 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     warnings.showwarning = _one_line
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("polyguide"))
-        return 0
     from guidance.errors import UserError, one_of
 
-    command, *rest = arguments
     try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(usage(), flush=True)
+            return 0
+        if arguments[0] == "--version":
+            from importlib.metadata import version
+
+            print(version("polyguide"))
+            return 0
+        command, *rest = arguments
         if command not in COMMANDS:
             from guidance.plugins import commands
 
@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
         if command == "list":
             from guidance.listing import listing
 
-            print(listing(), end="")
+            print(listing(), end="", flush=True)
             return 0
         from guidance.hydra import launch
 

@@ -188,7 +188,7 @@ class DiffWave(nn.Module):
         shown = rearrange(x_t, "b (l p) -> b p l", p=self.patch) if raw else x_t
         x = self.input(torch.cat([shown, shown.abs() - MEAN_SIZE], 1) if self.mask else shown).relu()
         (condition,) = context
-        noise = self.noise_projection(self.noise(logsnr)).unflatten(1, (len(self.layers), self.channels, 1))
+        noise = self.noise_projection(self.noise(logsnr)).to(x.dtype).unflatten(1, (len(self.layers), self.channels, 1))
         total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         for k, layer in enumerate(self.layers):
             x, skip = layer(x, noise[:, k], None if condition is None else condition[:, k])
