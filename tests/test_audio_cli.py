@@ -425,3 +425,16 @@ def test_too_few_sounds_to_hold_any_out(refused: Any, place: Path):
 def test_what_is_there_is_not_overwritten_unasked(refused: Any):
     assert "out=held already holds results" in refused("sample", "run=mel", "out=held", "n=2")
     assert "out=classes already holds a run" in refused("train", *TINY, *TONES, "out=classes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["modality=audio", "data=digits"], "data=digits is no sound"),
+        (["modality=audio", "data=notes", "network=unet"], "is for images"),
+        (["modality=image", "data=notes"], "is for images"),
+        (["modality=image", "data=digits", "network=diffwave_small"], "is for sound"),
+    ],
+)
+def test_parts_of_different_modalities_are_told_apart(arguments: list[str], said: str, refused: Callable[..., str]):
+    assert said in refused("train", *arguments, "out=run")

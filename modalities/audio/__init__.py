@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from guidance.condition import Condition
 from guidance.denoiser import Network
+from guidance.errors import UserError
 from guidance.modality import Codec, Data, Modality
 
 
@@ -14,6 +15,8 @@ def build(data: Data, network: Callable[..., Network], codec: Callable[..., Code
     from modalities.audio.metrics import AudioMetrics
     from modalities.audio.render import AudioRender
 
+    if not hasattr(data, "rate") or not hasattr(data, "length"):
+        raise UserError(f"data={data.name} is no sound: modality=audio needs data with a rate and a length, such as data=notes")
     waves = codec(length=data.length)
     conditions = data.conditions
     mels = {name: spec for name, spec in conditions.items() if isinstance(spec, Mel)}

@@ -140,6 +140,8 @@ class DiffWave(nn.Module):
         super().__init__()
         if channels < 1 or layers < 1 or cycle < 1 or patch < 1:
             raise UserError("network.channels, layers, cycle and patch are at least 1")
+        if len(shape) not in (1, 2):
+            raise UserError(f"network=diffwave is for sound, of samples, or rows and positions; this data is of shape {list(shape)}")
         if len(shape) == 1 and shape[0] % patch:
             raise UserError(f"clips of {shape[0]} samples cannot be cut into patches of {patch}; choose network.patch to divide them")
         if len(shape) == 2 and patch != 1:

@@ -106,6 +106,8 @@ class UNet(nn.Module):
             raise UserError(f"a U-Net needs positive channels, blocks and multipliers, got {channels}, {blocks}, {list(multipliers)}")
         if not 0 <= dropout < 1:
             raise UserError(f"network.dropout is at least 0 and below 1, got {dropout}")
+        if len(shape) != 3:
+            raise UserError(f"network=unet is for images, of channels, height and width; this data is of shape {list(shape)}")
         if patch < 1 or shape[1] % patch or shape[2] % patch:
             raise UserError(f"network.patch={patch} does not divide images of {shape[1]} x {shape[2]} pixels")
         heights = [shape[1] // patch]
