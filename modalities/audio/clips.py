@@ -9,6 +9,7 @@ from torch import Tensor
 
 from guidance.condition import Condition, ConditionSpec
 from guidance.errors import one_of
+from guidance.modality import Split
 from modalities.audio.mel import Mel
 
 CONDITIONS = ("classes", "mel", "both", "none")
@@ -65,6 +66,19 @@ class Conditioned:
     def attributes(self) -> Mapping[str, ConditionSpec]:
         """What the data set itself tells of its clips."""
         raise NotImplementedError
+
+    @property
+    def _splits(self) -> tuple[Split, Split]:
+        """To train on, and held out."""
+        raise NotImplementedError
+
+    @property
+    def train(self) -> Split:
+        return self._splits[0]
+
+    @property
+    def test(self) -> Split:
+        return self._splits[1]
 
     @property
     def spectrogram(self) -> Mel | None:

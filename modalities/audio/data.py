@@ -138,14 +138,6 @@ class Files(Conditioned):
         train, test = (FileClips(part, names, self._read, self.spectrogram) for part in parts)
         return train, test
 
-    @property
-    def train(self) -> FileClips:
-        return self._splits[0]
-
-    @property
-    def test(self) -> FileClips:
-        return self._splits[1]
-
     def pinned(self) -> Mapping[str, Any]:
         return {"classes": {name: list(spec.classes) for name, spec in self.attributes.items() if isinstance(spec, Label)}}
 

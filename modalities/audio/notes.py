@@ -97,14 +97,6 @@ class Notes(Conditioned):
         held = torch.tensor([held_out(i, p) for i, p, _, _ in places.tolist()])
         return everything.rows((~held).nonzero().flatten()), everything.rows(held.nonzero().flatten())
 
-    @property
-    def train(self) -> Clips:
-        return self._splits[0]
-
-    @property
-    def test(self) -> Clips:
-        return self._splits[1]
-
     def pinned(self) -> Mapping[str, Any]:
         return {}
 
