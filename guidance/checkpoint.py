@@ -1,6 +1,7 @@
 """A run folder: plain config, metrics, and checkpoints that are there whole or not at all.
 
     run/config.yaml                        the whole config, resolved, with nothing left to look up
+    run/NAME                               files that the config names "run:NAME" (a vocabulary)
     run/metrics.jsonl                      a line a log entry
     run/checkpoints/step-00001000/         model.safetensors, average.safetensors, optimizer.safetensors, state.json
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from guidance.errors import UserError
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+OWN = "run:"  # before the name of a file that lies in the run folder
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -54,6 +56,20 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"{run / CONFIG} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict) or "modality" not in config:
         raise UserError(f"{run / CONFIG} is cut short: it does not hold a whole config")
+    return config
+
+
+def located(config: Any, run: Path) -> Any:
+    """The config with the paths of the run's own files, which it holds as "run:NAME"."""
+    if isinstance(config, Mapping):
+        return {key: located(value, run) for key, value in config.items()}
+    if isinstance(config, list):
+        return [located(value, run) for value in config]
+    if isinstance(config, str) and config.startswith(OWN):
+        name = config.removeprefix(OWN)
+        if Path(name).name != name:
+            raise UserError(f"{run / CONFIG}: {config!r} names no file of the run")
+        return str(run / name)
     return config
 
 

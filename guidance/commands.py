@@ -1,5 +1,6 @@
 """What each command does with its config."""
 
+import inspect
 import json
 import math
 import shlex
@@ -17,11 +18,12 @@ import torch
 from torch.nn import ModuleDict
 
 from guidance import checkpoint
-from guidance.config import build, leaves
+from guidance.condition import Label
+from guidance.config import build, leaves, resolve
 from guidance.errors import UserError, one_of
 from guidance.guide import CFG
 from guidance.modality import Modality
-from guidance.model import PARTS, Model, assemble, load
+from guidance.model import PARTS, SAMPLER, Model, assemble, load, told
 from guidance.noise import Stream, normal
 from guidance.process import corrupt, level
 from guidance.sampler import Callback, Progress
@@ -66,6 +68,13 @@ def folder(config: Mapping[str, Any], key: str) -> Path:
     return Path(str(value)).expanduser()
 
 
+def changed(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key} is given by setting, e.g. {key}.schedule.s=0.001, got {key}={value!r}")
+    return value
+
+
 def check_number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{key} takes finite numbers, got {value!r}")
@@ -91,7 +100,7 @@ def clear(out: Path, own: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-RUN_FILES = (checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, "previews", "forward.png", "schedule.png")
+RUN_FILES = (checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, "previews", "forward.*", "schedule.png")
 OF_THE_COMMAND = ("out", "resume", "overwrite", "threads")
 CHANGEABLE = ("trainer.steps", "trainer.log_every", "trainer.save_every", "trainer.sample_every", "trainer.keep", "trainer.workers")
 
@@ -137,11 +146,13 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     seed = whole_number(config, "seed", 0)
     trainer: Trainer = build(config["trainer"], "trainer")
     torch.manual_seed(seed)  # the initial weights
-    modality, denoiser = assemble(config)
+    modality, denoiser = assemble(checkpoint.located(config, out))
     parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
+    parts["loss"] = told(parts["loss"], modality)
     parts["dropout"].check(list(modality.conditions))
-    objective = Objective(denoiser, modality.codec, **parts)
-    config["data"] = {**config["data"], **modality.data.pinned()}
+    objective = Objective(denoiser, modality.codec, **parts, conditions=modality.conditions)
+    pinned = {"data": modality.data.pinned(), **(modality.pinned() if modality.pinned else {})}
+    config |= {section: {**config[section], **found} for section, found in pinned.items()}
     split = modality.data.train
     if not len(split):
         raise UserError(f"there is nothing to train on: {modality.data.name} has no training items")
@@ -156,6 +167,8 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     if place.is_main_process:
         if not going_on:
             clear(out, RUN_FILES)
+        for name, content in (modality.files() if modality.files else {}).items():
+            checkpoint.write_atomically(out / name, content)
         checkpoint.write_config(out, {key: config[key] for key in (*PARTS, *config)})  # the model first
         pictures(modality, denoiser.schedule, out)
         size = sum(p.numel() for p in objective.parameters())
@@ -234,9 +247,15 @@ def class_table(
     return model.modality.render.table(decoded, path, [f"{scale:g}" for scale in scales], classes)
 
 
-def sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that all commands which draw samples share, as `Model.sample` takes them."""
-    chosen = dict(config["sampler"])
+def sampling(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """The settings that all commands which draw samples share, as `Model.sample` takes them; the run's own sampler by default."""
+    chosen = changed(config, "sampler")
+    if "_target_" not in chosen:
+        chosen = {**(model.config.get("sampler") or SAMPLER), **chosen}
+    chosen = dict(chosen)
+    known = [name for name in inspect.signature(resolve(chosen["_target_"])).parameters if name != "self"]
+    for name in chosen.keys() - {"steps", "_target_", *known}:
+        raise one_of("config key", f"sampler.{name}", [f"sampler.{name}" for name in ("steps", *known)])
     if "steps" not in chosen:
         raise UserError("sampler.steps is missing; give it, e.g. sampler.steps=50")
     steps = whole_number({"sampler.steps": chosen.pop("steps")}, "sampler.steps")
@@ -273,8 +292,51 @@ def nth(value: Any, k: int, n: int) -> Any:
     return value[k] if isinstance(value, list) and len(value) == n else value
 
 
-SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.json", "index.html")
+SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.json", "samples.jsonl", "index.html")
 EVALUATION_FILES = ("metrics.csv", "curves.png", "table.*", "evaluation.json")
+
+
+SHOWN = 64  # samples printed, where they are words
+
+
+class Seen:
+    """What is said of samples, batch after batch: their words, and the class that each attribute's judge sees, with its probability.
+
+    Args:
+        wanted: whether to ask judges; None: where samples are words, unless the data to train judges on is not there.
+    """
+
+    def __init__(self, model: Model, wanted: Any):
+        if wanted not in (None, True, False):
+            raise UserError(f"judge is true, false or null, got {wanted!r}")
+        self.model, self.wanted = model, wanted
+        self.texts: list[str] = []
+        self.classes: dict[str, list[tuple[str, float]]] = {}
+
+    def __call__(self, decoded: Any) -> None:
+        modality = self.model.modality
+        words = modality.render.words(decoded)
+        self.texts += words
+        if not (self.wanted or (self.wanted is None and words)):
+            return
+        try:
+            for name, spec in modality.conditions.items():
+                if isinstance(spec, Label):
+                    best = modality.metrics.judge(modality.data, name)(decoded)[1].softmax(-1).max(-1)
+                    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                    self.classes.setdefault(name, []).extend((spec.classes[k], round(p, 4)) for k, p in pairs)
+        except UserError as error:
+            if self.wanted:
+                raise
+            self.wanted = False
+            print(f"no judge's view of the samples: {error}")
+
+    def rows(self, n: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = [{"text": text} for text in self.texts] or [{} for _ in range(n)]
+        for name, found in self.classes.items():
+            for row, pair in zip(rows, found, strict=False):
+                row.setdefault("seen", {})[name] = pair
+        return rows
 
 
 def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -284,12 +346,13 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
     threads(config)
     n, out, overwrite, animate = whole_number(config, "n"), folder(config, "out"), flag(config, "overwrite"), flag(config, "animate")
-    guidance, settings = build(config["guidance"], "guidance"), sampling(config)
+    guidance = build(config["guidance"], "guidance")
     if not hasattr(guidance, "terms") or not hasattr(guidance, "combine"):
         raise UserError(f"guidance={config['guidance']} is no guidance; choose guidance=cfg, guidance=compose or guidance=interval")
     if not isinstance(config["condition"], Mapping):
         raise UserError(f"condition is given by attribute, e.g. condition.digit=3, got condition={config['condition']!r}")
-    model = load(folder(config, "run"), device=device_of(config))
+    model = load(folder(config, "run"), device=device_of(config), settings=leaves(changed(config, "model")))
+    settings = sampling(config, model)
     render, codec = model.modality.render, model.modality.codec
     counter, frames = Evaluations(), []
     condition = {name: value for name, value in config["condition"].items() if value is not None}
@@ -298,12 +361,14 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     callbacks: list[Callback] = [counter, bar]
     if animate:
         callbacks.append(lambda p: frames.append(p.prediction.x0[:64].clone()))
-    done, shown, files = 0, [], []
+    done, shown, files, seen = 0, [], [], Seen(model, config["judge"])
     with torch.no_grad():
         for x0 in model.latents(n, condition, guidance=guidance, callbacks=callbacks, **settings):
             if not done:  # nothing of an earlier command is removed before it is known that this one works
                 clear(out, SAMPLE_FILES)
-            files += render.save(codec.decode(x0), out, [f"{k:06d}" for k in range(done, done + len(x0))])
+            decoded = codec.decode(x0)
+            files += render.save(decoded, out, [f"{k:06d}" for k in range(done, done + len(x0))])
+            seen(decoded)
             if done < 64:
                 shown.append(x0[: 64 - done])
             done += len(x0)
@@ -316,10 +381,18 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     evaluations = counter.rows / (n * settings["steps"])
     facts = {"config": config, "network_evaluations_per_sample_and_step": evaluations, "network_calls": counter.calls}
     checkpoint.write_atomically(out / "samples.json", json.dumps(facts, indent=1, default=str).encode())
-    asked = [shorten(", ".join(f"{name}={nth(value, k, n)}" for name, value in condition.items()), 80) for k in range(n)]
+    given = [{name: nth(value, k, n) for name, value in condition.items()} for k in range(n)]
+    lines = [{"file": file.name, "asked": asked, **what} for file, asked, what in zip(files, given, seen.rows(n), strict=True)]
+    checkpoint.write_atomically(out / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    asked = [shorten(", ".join(f"{name}={value}" for name, value in of.items()), 80) for of in given]
     about = f"guidance {config['guidance']}, {settings['steps']} steps, seed {settings['seed']}"
-    page = gallery(f"{n} samples of {config['run']}", about, [path.name for path in files], asked, render.element)
+    page = gallery(f"{n} samples of {config['run']}", about, files, asked, render.element)
     checkpoint.write_atomically(out / "index.html", page.encode())
+    for line in lines[:SHOWN]:
+        if "text" in line:
+            print("\t".join([", ".join(f"{c} {p:.2f}" for c, p in line.get("seen", {}).values()), line["text"]]).strip())
+    if n > SHOWN and seen.texts:
+        print(f"... and {n - SHOWN} more")
     print(f"{n} samples in {out}; {evaluations:.3g} network evaluations a sample and step, in {counter.calls} calls")
 
 
@@ -330,11 +403,12 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     from guidance.plots import quality_curves
 
     threads(config)
-    n, settings, overwrite, out = whole_number(config, "n", 2), sampling(config), flag(config, "overwrite"), folder(config, "out")
+    n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), folder(config, "out")
     if not isinstance(config["scales"], list) or not config["scales"]:
         raise UserError(f"scales is a list of numbers, e.g. scales=[-1,0,1,3], got {config['scales']!r}")
     scales = [check_number(scale, "scales") for scale in config["scales"]]
-    model = load(folder(config, "run"), device=device_of(config))
+    model = load(folder(config, "run"), device=device_of(config), settings=leaves(changed(config, "model")))
+    settings = sampling(config, model)
     name, given = default_attribute(model, config["attribute"]), config["given"]
     if given not in GIVEN:
         raise one_of("given", given, GIVEN)
@@ -344,7 +418,7 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     bar = Bar(len(scales) * -(-n // (settings["batch_size"] or n)) * settings["steps"], "evaluate")
     rows, _ = measure(model, scales, n, attribute=name, given=given, draw=partial(model.sample, **settings), ref=ref, callbacks=[bar])
     clear(out, EVALUATION_FILES)
-    class_table(model, scales, out / "table.png", attribute=name, given=given, **settings)
+    drawn = class_table(model, scales, out / "table.png", attribute=name, given=given, **settings)
     table = [ref.real, *rows]
     checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
     quality_curves(rows, ref.real, out / "curves.png")
@@ -354,4 +428,4 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     print(as_text(table))
     about = f"; the judge is right on {judged:.1%} of held-out data" if judged is not None else ""
     print(f"\n{name or 'all'}: {n} samples a scale from the same noise, {settings['steps']} steps{about}")
-    print(f"metrics.csv, curves.png and table.png are in {out}")
+    print(f"metrics.csv, curves.png and {drawn.name} are in {out}")

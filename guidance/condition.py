@@ -1,6 +1,6 @@
 """Conditions: named attributes with a mask that says which are there. Null is a mask, never a value."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -142,6 +142,31 @@ class ConditionSpec(Protocol):
     def embedding(self, width: int) -> nn.Module:
         """A module from values [b, ...] to [b, width]."""
         ...
+
+
+@runtime_checkable
+class Partial(Protocol):
+    """A `ConditionSpec` of which training shows a random part (spans of a sentence, a region of a picture)."""
+
+    @property
+    def draws(self) -> int:
+        """Uniform numbers that `reveal` takes, a sample."""
+        ...
+
+    def reveal(self, values: Tensor, keep: Bool[Tensor, "b"], u: Float[Tensor, "b draws"]) -> tuple[Tensor, Bool[Tensor, "b"]]:
+        """The part that is shown, and where the attribute is still there: a pure function, as `Dropout` is."""
+        ...
+
+
+def reveal(specs: Mapping[str, ConditionSpec], condition: Condition, draw: Callable[[int], Float[Tensor, "b draws"]]) -> Condition:
+    """The condition with a random part of each `Partial` attribute; ``draw(n)`` gives n columns of uniform numbers."""
+    partial = {name: spec for name, spec in specs.items() if isinstance(spec, Partial) and name in condition.keep}
+    if not partial:
+        return condition
+    columns = torch.split(draw(sum(spec.draws for spec in partial.values())), [spec.draws for spec in partial.values()], dim=1)
+    shown = {n: spec.reveal(condition.values[n], condition.keep[n], u) for (n, spec), u in zip(partial.items(), columns, strict=True)}
+    values, keep = ({n: pair[k] for n, pair in shown.items()} for k in (0, 1))
+    return Condition({**condition.values, **values}, {**condition.keep, **keep})
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Network(Protocol):
     def __call__(
         self, x_t: Float[Tensor, "b *d"], logsnr: Float[Tensor, "b"], context: Context, x0_hat: Float[Tensor, "b *d"] | None = None
     ) -> Float[Tensor, "b *d"]:
-        """``x0_hat``: an earlier guess of x0, given only by a Denoiser with ``self_condition``; None is no guess."""
+        """``x0_hat``: an earlier guess of x0, given only by a Denoiser with ``self_condition``; None, or a row of zeros, is no guess."""
         ...
 
 
@@ -41,12 +41,17 @@ class Denoiser:
 
     The network always sees ``x_t / sqrt(alpha^2 + sigma^2)``. x0 and eps do not depend on that scale, so a network that was
     trained on one schedule can be sampled on any other, variance-preserving or not.
+
+    With ``self_condition`` the network sees its earlier, guided, guess of x0 (Chen et al., 2208.04202). Without ``null_self_condition``
+    guidance withholds it from the null condition's rows, whose guess would otherwise carry the condition into them (Strudel et al.,
+    2211.04236); a sample that is guided by the null condition alone keeps it.
     """
 
     network: Network
     schedule: Schedule
     parameterization: Parameterization
     self_condition: bool = False
+    null_self_condition: bool = True
 
     def output(
         self, x_t: Float[Tensor, "b *d"], level: Level, context: Context, x0_hat: Float[Tensor, "b *d"] | None = None

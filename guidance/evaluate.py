@@ -110,7 +110,8 @@ class Reference:
                 "diversity": measures.diversity(features, of.label),
             }
         found["copies"] = measures.copies(metrics.flat(samples), self.train_flat, self.test_flat)
-        return found | {name: values.nanmean().item() for name, values in metrics.measure(samples, of.condition, of.original).items()}
+        own = metrics.measure(samples, of.condition, of.original)
+        return found | {name: value.nanmean().item() if isinstance(value, Tensor) else value for name, value in own.items()}
 
 
 def reference(model: Model, attribute: str | None) -> Reference:

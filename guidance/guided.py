@@ -35,11 +35,13 @@ class _Embedded:
 
 @dataclass(frozen=True)
 class _Call:
-    """One network call: which samples (None: all, in order), how many rows, and their context."""
+    """One network call: which samples (None: all, in order), how many rows, their context, and which are shown the earlier guess
+    (None: all)."""
 
     samples: Int[Tensor, "r"] | None
     rows: int
     context: Context
+    guess: Bool[Tensor, "r"] | None
 
 
 class GuidedDenoiser:
@@ -147,19 +149,30 @@ class GuidedDenoiser:
             self._calls[key] = {model: self._split(model, live) for model in self._embedded}
         return self._calls[key]
 
+    def _withholds(self, model: str) -> bool:
+        denoiser = self.denoisers[model]
+        return denoiser.self_condition and not denoiser.null_self_condition
+
+    def _null(self) -> Bool[Tensor, "k b"]:
+        """The rows in which every attribute is absent."""
+        absent = [~torch.stack([keep.cpu() for keep in term.condition.keep.values()]).any(0) for term in self.terms if len(term.condition)]
+        return torch.stack(absent) if absent else torch.ones(len(self.terms), self.n, dtype=torch.bool)
+
     def _split(self, model: str, live: Bool[Tensor, "k b"]) -> list[_Call]:
         embedded, mine = self._embedded[model], self._of(model) & live
         rows, samples = embedded.row[mine], mine.nonzero()[:, 1]
+        guess = ~(self._null() & (live.sum(0) > 1))[mine] if self._withholds(model) else torch.ones(len(rows), dtype=torch.bool)
         size = self.max_rows or max(len(rows), 1)
         calls = []
-        for part, who in zip(torch.split(rows, size), torch.split(samples, size), strict=True):
+        for part, who, shown in zip(*(torch.split(t, size) for t in (rows, samples, guess)), strict=True):
             if not len(part):
                 continue
             context = embedded.context
             if len(part) < embedded.rows:
                 context = _rows(context, part.to(self.device))
             everyone = len(who) == self.n and bool((who == torch.arange(self.n)).all())
-            calls.append(_Call(None if everyone else who.to(self.device), len(who), context))
+            known = None if bool(shown.all()) else shown.to(self.device)
+            calls.append(_Call(None if everyone else who.to(self.device), len(who), context, known))
         return calls
 
     @torch.no_grad()
@@ -177,6 +190,8 @@ class GuidedDenoiser:
             for call in calls:
                 x, hint = (t if t is None or call.samples is None else t[call.samples] for t in (x_t, x0_hat))
                 assert x is not None
+                if hint is not None and call.guess is not None:
+                    hint = torch.where(call.guess.view(-1, *(1,) * (hint.ndim - 1)), hint, 0.0)
                 outputs.append(self.denoisers[model](x, level, call.context, hint))
                 self.calls, self.rows = self.calls + 1, self.rows + call.rows
             mine = [k for k, term in enumerate(self.terms) if term.model == model and counts[k]]

@@ -11,8 +11,8 @@ from guidance.errors import UserError, one_of
 from guidance.memory import keep_freed
 from guidance.plugins import plugins
 
-FREE = ("condition",)
-"""Groups of keys that a model, not a config, defines; they need no plus sign on the command line."""
+FREE = ("condition", "model", "sampler")
+"""Groups of keys that a run, not a config, defines; they need no plus sign on the command line."""
 
 
 def launch(command: str, arguments: list[str]) -> None:
@@ -65,9 +65,10 @@ def check_argument(argument: str) -> None:
     name, equals, value = argument.partition("=")
     if argument.startswith("-") and name not in FLAGS:
         raise one_of("option", argument, FLAGS)
-    if name.lstrip("+") in FREE and equals:
+    group = (config_folder() / name.lstrip("+")).is_dir()
+    if name.lstrip("+") in FREE and equals and not group:
         raise UserError(f"{name} is given by attribute, e.g. {name}.digit=3; got {argument}")
-    if value in ("null", "None") and name.lstrip("+") != "schedule" and (config_folder() / name.lstrip("+")).is_dir():
+    if value in ("null", "None") and name.lstrip("+") != "schedule" and group:
         raise UserError(f"{name} cannot be {value}; `polyguide list` shows what can be chosen")
 
 

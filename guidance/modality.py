@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from guidance.condition import Condition, ConditionSpec
@@ -100,8 +100,9 @@ class Metrics(Protocol):
         """The judge of an attribute, trained or taken from the cache."""
         ...
 
-    def measure(self, decoded: Any, condition: Condition, original: Any = None) -> Mapping[str, Float[Tensor, "n"]]:
-        """Quantities that need no judge, a number a sample (ink; the error in pitch; length); NaN where one does not apply.
+    def measure(self, decoded: Any, condition: Condition, original: Any = None) -> Mapping[str, Float[Tensor, "n"] | float]:
+        """Quantities of the modality's own: a number a sample (ink; the error in pitch; length), NaN where one does not apply; or a
+        float for all samples together (the entropy of their words).
 
         Args:
             condition: what was asked for.
@@ -122,16 +123,20 @@ class Render(Protocol):
         """One file a sample (or one for all), in what people open."""
         ...
 
-    def element(self, file: str) -> str:
-        """HTML that shows a saved file, by its relative address."""
+    def words(self, decoded: Any) -> Sequence[str]:
+        """What a terminal can show of each sample; nothing where that is nothing."""
+        ...
+
+    def element(self, file: Path) -> str:
+        """HTML that shows a saved file, for a page in the same folder."""
         ...
 
     def table(self, decoded: Any, path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
-        """len(rows) x len(columns) samples, row after row, with the titles of both."""
+        """len(rows) x len(columns) samples, row after row, with the titles of both; returns where (the suffix may be another)."""
         ...
 
     def animate(self, frames: Sequence[Any], path: Path) -> Path:
-        """The decoded x0 estimates of a run, one batch a frame."""
+        """The decoded x0 estimates of a run, one batch a frame; returns where (the suffix may be another)."""
         ...
 
 
@@ -149,6 +154,12 @@ class Modality:
     render: Render
     shape_of: Callable[[Condition], tuple[int, ...]] | None = None
     """Of one sample, where it follows from the condition (a vocoder's clip is as long as its spectrogram)."""
+    known: Callable[[Condition], tuple[Bool[Tensor, "b *ones"], Float[Tensor, "b *d"]]] | None = None
+    """Where a condition says what x0 is, and what it is there (the given words of a sentence): sampling keeps to it."""
+    files: Callable[[], Mapping[str, bytes]] | None = None
+    """What a run keeps beside its config, by file name (a vocabulary); its config refers to one as "run:NAME"."""
+    pinned: Callable[[], Mapping[str, Mapping[str, Any]]] | None = None
+    """As `Data.pinned`, for other sections of the config: section -> settings that were found when the model was made."""
 
     def modules(self) -> nn.ModuleDict:
         """All that is trained and stored."""

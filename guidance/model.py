@@ -1,6 +1,7 @@
 """A trained model, ready to sample: what `guidance.load` gives."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from guidance import checkpoint
 from guidance.condition import Condition
-from guidance.config import build
+from guidance.config import build, leaves
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError, one_of
 from guidance.guide import CFG, Bound, Compose, Guidance, Term, Weight
@@ -23,6 +24,9 @@ from guidance.schedule import Schedule
 PARTS = ("modality", "data", "network", "schedule", "parameterization")
 """What of a config makes a model."""
 
+SAMPLER = {"_target_": "guidance.sampler.DPMSolver", "steps": 25}
+"""Where a run's config does not name a sampler."""
+
 
 def assemble(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
     """The untrained model of a config."""
@@ -31,23 +35,41 @@ def assemble(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
         raise UserError(f"the config has no {missing[0]!r}, which a model needs")
     parts = {key: build(config[key], key) for key in ("data", "network", "schedule", "parameterization")}
     modality: Modality = build(config["modality"], "modality", data=parts["data"], network=parts["network"])
-    self_condition = bool(getattr(modality.network, "self_condition", False))
-    return modality, Denoiser(modality.network, parts["schedule"], parts["parameterization"], self_condition)
+    parts["parameterization"] = told(parts["parameterization"], modality)
+    flags = {
+        name: bool(getattr(modality.network, name, default)) for name, default in (("self_condition", False), ("null_self_condition", True))
+    }
+    return modality, Denoiser(modality.network, parts["schedule"], parts["parameterization"], **flags)
 
 
-def load(run: str | Path, *, step: int | None = None, average: bool = True, device: torch.device | str = "cpu") -> "Model":
+def told(part: Any, modality: Modality) -> Any:
+    """A parameterization or loss; one with ``_partial_`` in its config is still to be told the codec."""
+    return part(codec=modality.codec) if isinstance(part, functools.partial) else part
+
+
+def load(
+    run: str | Path,
+    *,
+    step: int | None = None,
+    average: bool = True,
+    device: torch.device | str = "cpu",
+    settings: Mapping[str, Any] | None = None,
+) -> "Model":
     """The model of a run folder.
 
     Args:
         run: the folder that `polyguide train out=...` made.
         step: of the checkpoint to take; the newest by default.
         average: the moving average of the weights, or the weights themselves.
+        settings: of its config, by dotted name, to be changed for this use, such as {"parameterization.temperature": 0.8}.
 
     Raises: UserError where the run is missing, cut short, or does not fit its config. Nothing in a run is executed.
     """
     run = Path(run)
     config = checkpoint.read_config(run)
-    modality, denoiser = assemble(config)
+    for name, value in (settings or {}).items():
+        replace_setting(config, name, value)
+    modality, denoiser = assemble(checkpoint.located(config, run))
     if step is not None and step not in checkpoint.saved_steps(run):
         raise one_of("checkpoint of step", step, [str(s) for s in checkpoint.saved_steps(run)])
     folder = checkpoint.latest(run) if step is None else checkpoint.checkpoint_folder(run, step)
@@ -55,6 +77,18 @@ def load(run: str | Path, *, step: int | None = None, average: bool = True, devi
     checkpoint.fill(modules, folder / ("average.safetensors" if average else "model.safetensors"))
     modules.eval().to(device)
     return Model(modality, {"main": denoiser}, config, run)
+
+
+def replace_setting(config: dict[str, Any], name: str, value: Any) -> None:
+    """A setting of a model's config, changed in place; UserError where there is none of that name."""
+    known = leaves({part: config[part] for part in PARTS if part in config})
+    if name not in known or name.endswith("_"):  # not what is called, only with what
+        raise one_of("setting of the model", name, [key for key in known if not key.endswith("_")])
+    *path, last = name.split(".")
+    node = config
+    for part in path:
+        node = node[part]
+    node[last] = value
 
 
 @dataclass(frozen=True)
@@ -69,6 +103,13 @@ class Model:
     @property
     def device(self) -> torch.device:
         return next((p.device for p in self.modality.modules().parameters()), torch.device("cpu"))
+
+    @property
+    def sampler(self) -> tuple[Sampler, int]:
+        """What its samples are drawn with where nothing else is said, and in how many steps."""
+        settings = dict(self.config.get("sampler") or SAMPLER)
+        steps = settings.pop("steps")
+        return build(settings, "sampler"), steps
 
     def attribute(self, name: str, value: Any, n: int) -> Bound:
         """An attribute's values [n, ...] and where they are present, from one value for all or a list of n (None: absent)."""
@@ -108,7 +149,7 @@ class Model:
         *,
         guidance: Guidance | None = None,
         sampler: Sampler | None = None,
-        steps: int = 50,
+        steps: int | None = None,
         grid: Grid | None = None,
         schedule: Schedule | None = None,
         seed: int = 0,
@@ -121,6 +162,10 @@ class Model:
         for what, number in (("n", n), ("batch_size", n if batch_size is None else batch_size)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise UserError(f"{what} is a whole number, at least 1, got {number!r}")
+        if sampler is None:
+            sampler, own = self.sampler
+            steps = own if steps is None else steps
+        steps = 50 if steps is None else steps
         given = condition if isinstance(condition, Condition) else self.condition(n, condition)
         if len(given) not in (0, n):
             raise UserError(f"a condition of {len(given)} rows was given for {n} samples")
@@ -130,6 +175,7 @@ class Model:
                 raise UserError(f"a composition names its own conditions: put {', '.join(condition)} into its terms instead")
             guidance = guidance.bind(lambda name, value: self.attribute(name, value, n))
         everyone = guidance.terms(given)
+        known = self._known([t.condition for t in everyone if positive(t.weight)] if isinstance(guidance, Compose) else [given])
         shape_of = self.modality.shape_of
         shape = self.modality.shape if shape_of is None else shape_of(everyone[0].condition)
         size = min(batch_size or n, n)
@@ -147,10 +193,31 @@ class Model:
                 seed=seed,
                 first=first,
                 max_rows=max_rows,
-                project=self.modality.codec.project if project else None,
+                project=self._projection(project, known, rows),
                 callbacks=callbacks,
                 device=self.device,
             )
+
+    def _known(self, conditions: Sequence[Condition]) -> tuple[Tensor, Tensor] | None:
+        """Where conditions say what x0 is, the first that does so of each sample."""
+        if self.modality.known is None:
+            return None
+        found: tuple[Tensor, Tensor] | None = None
+        for condition in conditions:
+            mask, x0 = self.modality.known(condition.to(self.device))
+            if found is not None:
+                mine = found[0].flatten(1).any(1).view(-1, *(1,) * (x0.ndim - 1))
+                mask, x0 = torch.where(mine, found[0], mask), torch.where(mine, found[1], x0)
+            found = mask, x0
+        return found
+
+    def _projection(self, codec: bool, known: tuple[Tensor, Tensor] | None, rows: slice) -> Callable[[Tensor], Tensor] | None:
+        """What is done to every predicted x0 of some samples: the codec's projection, and what is known put in its place."""
+        project = self.modality.codec.project if codec else None
+        if known is None or not bool(known[0].any()):
+            return project
+        mask, given = (part[rows] for part in known)
+        return lambda x0: torch.where(mask, given.to(x0), x0 if project is None else project(x0))
 
     def sample(
         self,
@@ -159,7 +226,7 @@ class Model:
         *,
         guidance: Guidance | None = None,
         sampler: Sampler | None = None,
-        steps: int = 50,
+        steps: int | None = None,
         grid: Grid | None = None,
         schedule: Schedule | None = None,
         seed: int = 0,
@@ -173,7 +240,8 @@ class Model:
         Args:
             condition: an attribute's value is one for all, or a list of n (None: absent); {} or None: unconditional. Or a `Condition`.
             guidance: `CFG(1.0)`, the conditional model, by default; weights may be a list of n.
-            sampler, steps, grid, schedule: `DDIM()`, 50, `Uniform()` and the model's own by default.
+            sampler, steps, grid, schedule: by default what the run's config says for its samples, `Uniform()` and the model's own; 50 steps
+                of a sampler that is given without their number.
             seed: sample i of a seed is the same whatever n and batch_size.
             batch_size: samples drawn at a time; max_rows: rows of one network call (a sample may need several).
             project: whether every predicted x0 is projected by the codec (for pixels, clamped).
@@ -197,6 +265,11 @@ class Model:
         )
         with torch.no_grad():
             return self.modality.codec.decode(torch.cat(list(parts)))
+
+
+def positive(weight: Weight) -> bool:
+    """Whether a term asks for its condition; a weight that changes counts as one that does."""
+    return callable(weight) or bool((torch.as_tensor(weight) > 0).any())
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Stream(IntEnum):
     ORDER = 5  # the order of the data, an epoch as the step
     SELF_CONDITION = 6
     NETWORK = 7  # what a network draws in training (its own dropout)
-    CODEC = 8  # what a codec or a data set draws in training (crops, flips, spans)
+    REVEAL = 8  # the part of a condition that training shows
 
 
 def bits(seed: int, stream: int, step: int, first: int, n: int, words: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -19,7 +20,7 @@ figure {{ margin: 0; }} figcaption {{ color: #555; }} img {{ width: 100%; image-
 """
 
 
-def gallery(title: str, about: str, files: Sequence[str], captions: Sequence[str], element: Callable[[str], str]) -> str:
+def gallery(title: str, about: str, files: Sequence[Path], captions: Sequence[str], element: Callable[[Path], str]) -> str:
     """HTML with a figure a file; ``element`` is the modality's own way to show one."""
     figures = (
         f"<figure>{element(file)}<figcaption>{html.escape(caption)}</figcaption></figure>"

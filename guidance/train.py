@@ -4,10 +4,11 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance import checkpoint
-from guidance.condition import Condition, Dropout
+from guidance.condition import Condition, ConditionSpec, Dropout, reveal
 from guidance.config import fits
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError, one_of
@@ -44,6 +45,7 @@ class Objective(nn.Module):
         codec: None where the data is x0 already.
         dropout: of the conditions.
         times: where t is drawn from.
+        conditions: the attributes, of which some may be shown in part only.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class Objective(nn.Module):
         loss: Loss | None = None,
         times: Times | None = None,
         dropout: Dropout | None = None,
+        conditions: Mapping[str, ConditionSpec] | None = None,
     ):
         super().__init__()
-        self.denoiser, self.codec = denoiser, codec
+        self.denoiser, self.codec, self.conditions = denoiser, codec, conditions or {}
         parts: dict[str, Any] = {"network": denoiser.network, "codec": codec}
         self.trained = nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})
         self.loss, self.times, self.dropout = loss or Loss(), times or UniformTimes(), dropout or Dropout()
@@ -70,6 +73,7 @@ class Objective(nn.Module):
             return uniform(at.seed, stream, 0, at.first, b, width)
 
         condition = self.dropout(condition, draw(Stream.DROP, 1 + len(condition.keep)))
+        condition = reveal(self.conditions, condition, partial(draw, Stream.REVEAL))
         t = self.times(draw(Stream.TIME)[:, 0], at.offset + torch.arange(b), at.batch)
         eps = normal(at.seed, Stream.CORRUPT, 0, at.first, tuple(x0.shape)).to(x0)
         now = level(denoiser.schedule, t, x0)

@@ -119,6 +119,21 @@ def archive(url: str, name: str, sha256: str | None = None) -> Path:
     return folder
 
 
+def download(url: str, path: Path, sha256: str | None = None) -> None:
+    """A file, fetched once."""
+    import pooch
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            os.replace(pooch.retrieve(url, f"sha256:{sha256}" if sha256 else None, path=temporary, progressbar=True), path)
+    except (OSError, ValueError) as error:  # no answer; another hash
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"cannot download {path.name} from {url} ({reason}); give data.root=, or put it below POLYGUIDE_DATA") from None
+
+
 def save_array(path: Path, array: "np.ndarray") -> None:
     """An .npy file, whole or not at all."""
     from io import BytesIO

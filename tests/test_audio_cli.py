@@ -121,7 +121,7 @@ def test_samples_are_wav_files_of_the_same_call_in_python(place: Path, out: Path
     sample("classes", "n=5", "condition.label=[low,high,low,high,null]", "guidance.scale=2.5", "seed=7", "animate=true")
     assert sorted(path.name for path in out.iterdir()) == [
         *(f"{k:06d}.wav" for k in range(5)),
-        *("denoising.gif", "grid.png", "index.html", "samples.json"),
+        *("denoising.gif", "grid.png", "index.html", "samples.json", "samples.jsonl"),
     ]
     made, model = sounds(out), guidance.load("classes")
     labels = ["low", "high", "low", "high", None]

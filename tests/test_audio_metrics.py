@@ -358,4 +358,4 @@ def test_tables_and_animations_show_the_pictures(tmp_path: Path):
     assert gif.n_frames == 3
     many = Image.open(render.animate([waves.repeat(5, 1)] * 2, tmp_path / "y.gif"))
     assert many.size[0] < 5 * WIDTH, "at most sixteen of them, four in a row"
-    assert 'src="000001.wav"' in render.element("000001.wav") and render.element("x").startswith("<audio controls")
+    assert 'src="000001.wav"' in render.element(Path("000001.wav")) and render.element(Path("x")).startswith("<audio controls")

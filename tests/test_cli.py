@@ -171,7 +171,7 @@ def test_samples_are_those_of_the_same_call_in_python(trained: Path, capsys: pyt
     ("settings", "python"),
     [
         (["sampler=ddpm", "sampler.v=0.3"], {"sampler": DDPM(0.3)}),
-        (["sampler.eta=0.5", "max_rows=2"], {"sampler": DDIM(0.5), "max_rows": 2}),
+        (["sampler=ddim", "sampler.eta=0.5", "max_rows=2"], {"sampler": DDIM(0.5), "max_rows": 2}),
         (["grid=logsnr", "grid.low=-5"], {"grid": LogSNR(-5.0, 10.0)}),
         (["schedule=cosine", "schedule.logsnr_max=8"], {"schedule": Cosine(-20.0, 8.0)}),
         (["guidance.scale=[0,1,-2,3]"], {"guidance": CFG(torch.tensor([0.0, 1.0, -2.0, 3.0]))}),
@@ -246,7 +246,7 @@ def test_overwriting_samples_removes_those_of_before_and_nothing_else(trained: P
     assert len(pixels("out")) == 5
     sample(trained, "n=2", "overwrite=true")
     left = {str(path.relative_to("out")) for path in Path("out").rglob("*") if path.is_file()}
-    assert left == {"000000.png", "000001.png", "grid.png", "samples.json", "index.html", *own}
+    assert left == {"000000.png", "000001.png", "grid.png", "samples.json", "samples.jsonl", "index.html", *own}
     assert {name: Path("out", name).read_text() for name in own} == own
 
 

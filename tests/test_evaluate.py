@@ -105,8 +105,11 @@ class Nothing:
     def save(self, decoded: Any, folder: Path, names: Any) -> list[Path]:
         return []
 
-    def element(self, file: str) -> str:
-        return file
+    def words(self, decoded: Any) -> list[str]:
+        return []
+
+    def element(self, file: Path) -> str:
+        return file.name
 
     def table(self, decoded: Any, path: Path, rows: Any, columns: Any) -> Path:
         return path

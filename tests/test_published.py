@@ -23,9 +23,9 @@ from guidance.cli import run
 from guidance.noise import Stream
 from guidance.noise import normal as addressed
 from modalities.audio import published
-from modalities.audio.mel import Mel, transforms
+from modalities.stubs import torchaudio_transforms
 
-transforms()  # torchaudio, which the package's modules import too, without its compiled part where that does not load
+torchaudio_transforms()  # torchaudio, which the package's modules import too, without its compiled part where that does not load
 import diffwave.inference  # noqa: E402
 import diffwave.preprocess  # noqa: E402
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from guidance.errors import UserError
-from modalities.audio.mel import transforms
+from modalities.stubs import torchaudio_transforms
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"})
 
@@ -58,7 +58,7 @@ def resampler(from_rate: int, to_rate: int) -> torch.nn.Module:
     """A windowed sinc, with a number for every pair of positions within one period of the two rates. All usual rates have a short
     one; 11127 and 16000 Hz would take gigabytes, so such ratios are rounded, by less than half a cent."""
     ratio = Fraction(from_rate, to_rate).limit_denominator(max(1, math.isqrt(LARGEST * to_rate // from_rate)))
-    resample: torch.nn.Module = transforms().Resample(ratio.numerator, ratio.denominator, lowpass_filter_width=16)
+    resample: torch.nn.Module = torchaudio_transforms().Resample(ratio.numerator, ratio.denominator, lowpass_filter_width=16)
     return resample
 
 

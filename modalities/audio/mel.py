@@ -1,12 +1,5 @@
-"""Log-mel spectrograms: as a condition, as what judges hear, as pictures.
+"""Log-mel spectrograms: as a condition, as what judges hear, as pictures."""
 
-torchaudio is imported here only. Its published wheels are built with CUDA, and beside a CPU build of torch their compiled extension
-cannot be loaded; the transforms used here are pure PyTorch and do not need it.
-"""
-
-import importlib
-import sys
-import types
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,22 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance.errors import UserError
-
-
-@lru_cache
-def transforms() -> Any:
-    """torchaudio.transforms; where the compiled extension does not load, with an empty module in its place."""
-    try:
-        return importlib.import_module("torchaudio.transforms")
-    except OSError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
-            del sys.modules[name]
-        stub = types.ModuleType("torchaudio._extension")
-        stub.__dict__.update(
-            _IS_TORCHAUDIO_EXT_AVAILABLE=False, fail_if_no_align=lambda function: function, _check_cuda_version=lambda: None
-        )
-        sys.modules["torchaudio._extension"] = stub
-        return importlib.import_module("torchaudio.transforms")
+from modalities.stubs import torchaudio_transforms
 
 
 @dataclass(frozen=True)
@@ -102,5 +80,5 @@ class Mel:
 def _mel(rate: int, mels: int, hop: int, window: int) -> nn.Module:
     """torchaudio's, with no state that training could change."""
     settings: dict[str, Any] = {"win_length": min(4 * hop, window), "hop_length": hop, "n_fft": window, "n_mels": mels}
-    transform: nn.Module = transforms().MelSpectrogram(rate, f_min=20.0, f_max=rate / 2, power=1.0, normalized=True, **settings)
+    transform: nn.Module = torchaudio_transforms().MelSpectrogram(rate, f_min=20.0, f_max=rate / 2, power=1.0, normalized=True, **settings)
     return transform

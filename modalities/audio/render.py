@@ -25,8 +25,11 @@ class AudioRender:
     def save(self, decoded: Float[Tensor, "n samples"], folder: Path, names: Sequence[str]) -> list[Path]:
         return [write_wav(folder / f"{name}.wav", wave, self.rate) for wave, name in zip(decoded, names, strict=True)]
 
-    def element(self, file: str) -> str:
-        return f'<audio controls preload="none" src="{file}"></audio>'
+    def words(self, decoded: Float[Tensor, "n samples"]) -> Sequence[str]:
+        return ()
+
+    def element(self, file: Path) -> str:
+        return f'<audio controls preload="none" src="{file.name}"></audio>'
 
     def table(self, decoded: Float[Tensor, "n samples"], path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
         return write(sheet(self.pictures(decoded), rows, columns), path)

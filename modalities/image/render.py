@@ -15,8 +15,11 @@ class ImageRender:
     def save(self, decoded: UInt8[Tensor, "n c h w"], folder: Path, names: Sequence[str]) -> list[Path]:
         return [write(to_pil(image), folder / f"{name}.png") for image, name in zip(decoded, names, strict=True)]
 
-    def element(self, file: str) -> str:
-        return f'<img src="{file}" alt="{file}">'
+    def words(self, decoded: UInt8[Tensor, "n c h w"]) -> Sequence[str]:
+        return ()
+
+    def element(self, file: Path) -> str:
+        return f'<img src="{file.name}" alt="{file.name}">'
 
     def table(self, decoded: UInt8[Tensor, "n c h w"], path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
         return write(sheet(decoded, rows, columns), path)
