@@ -7,7 +7,7 @@ DEMO := outputs/demo
 MODALITY ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-image demo-audio test lint types wheel clean
+.PHONY: help install demo demo-image demo-audio demo-text test lint types wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
-demo: install $(if $(filter all,$(MODALITY)),demo-image demo-audio,demo-$(MODALITY))  ## train, sample at scales below and above 1, evaluate; MODALITY=image or audio: one part
+demo: install $(if $(filter all,$(MODALITY)),demo-image demo-audio demo-text,demo-$(MODALITY))  ## train, sample at scales below and above 1, evaluate; MODALITY=image, audio or text: one part
 
 demo-image: install
 	$(BIN)/polyguide train data=digits out=$(DEMO)/run resume=true
@@ -32,6 +32,13 @@ demo-audio: install
 	$(BIN)/polyguide sample run=$(DEMO)/audio/run out=$(DEMO)/audio/not-flute overwrite=true n=8 \
 		condition.instrument=flute condition.pitch=67 guidance.scale=-1 sampler=dpm
 	$(BIN)/polyguide evaluate run=$(DEMO)/audio/run out=$(DEMO)/audio overwrite=true n=200 given=train 'scales=[-1,0,1,2,3]'
+
+demo-text: install
+	$(BIN)/polyguide train modality=text data=trec out=$(DEMO)/text/run resume=true
+	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/location overwrite=true n=10 condition.topic=location guidance.scale=3
+	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/not-location overwrite=true n=10 condition.topic=location guidance.scale=-1
+	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/infill overwrite=true n=10 condition.infill="What is the ____ of ..." guidance.scale=2
+	$(BIN)/polyguide evaluate run=$(DEMO)/text/run out=$(DEMO)/text overwrite=true n=100 'scales=[-1,0,1,3]'
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest

@@ -1,0 +1,203 @@
+"""Token embeddings as x0."""
+
+import math
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from guidance.errors import UserError, one_of
+from guidance.modality import Split
+from guidance.process import Level
+from modalities.text.tokenizer import PAD, Vocabulary
+
+KINDS = ("random", "learned", "cooccurrence", "pretrained")
+PROJECTIONS = ("none", "nearest")
+
+
+class Embeddings(nn.Module):
+    """x0 [length, width]: a vector e_w for every token, and decoding by the nearest one.
+
+    SED (Strudel et al., 2211.04236) fixes vectors of norm sqrt(width), random or reduced from a pretrained table, and adds the
+    cross-entropy of a linear readout of x0_hat to the loss. Diffusion-LM (Li et al., 2205.14217) learns them, unnormalised, and adds the
+    cross-entropy of reading x0 itself back with the same vectors, which keeps them apart; predicted x0 are clamped to the nearest.
+
+    Args:
+        vocabulary, length: of the data.
+        width: D.
+        kind: random, learned, pretrained (see ``table``), or cooccurrence: made of the tokens' neighbours in the training data.
+        normalise: to norm sqrt(width), learned vectors too.
+        table: of kind pretrained: a .npy or .safetensors file with a matrix [vocabulary size, any width].
+        readout: weight of the cross-entropy of x0_hat's readout.
+        rounding: weight of the cross-entropy of x0's own.
+        project: of every predicted x0: none, or nearest, the clamping trick.
+    """
+
+    table: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        length: int,
+        width: int = 64,
+        kind: str = "random",
+        normalise: bool = True,
+        table: str | None = None,
+        readout: float = 0.0,
+        rounding: float = 0.0,
+        project: str = "none",
+    ):
+        super().__init__()
+        for what, value, known in (("kind", kind, KINDS), ("project", project, PROJECTIONS)):
+            if value not in known:
+                raise one_of(f"modality.codec.{what}", value, known)
+        if width < 1:
+            raise UserError(f"modality.codec.width is at least 1, got {width}")
+        if (kind == "pretrained") != (table is not None):
+            raise UserError("modality.codec.table, a .npy or .safetensors file, goes with modality.codec.kind=pretrained")
+        self.vocabulary, self.shape = vocabulary, (length, width)
+        self.kind, self.source, self.normalise, self.projection = kind, table, normalise, project
+        self.weights = {"readout": readout, "rounding": rounding}
+        vectors = torch.randn(vocabulary.size, width)
+        if kind == "learned":
+            self.table = nn.Parameter(vectors)
+        else:
+            self.register_buffer("table", vectors)
+        self.register_buffer("bias", torch.zeros(vocabulary.size))
+        self.read = nn.Linear(width, vocabulary.size) if readout else None
+
+    def fit(self, split: Split) -> None:
+        """A pretrained table is read; readouts begin with the tokens' frequencies."""
+        counts = torch.ones(len(self.bias))
+        for k in range(0, len(split), 512):
+            counts += torch.bincount(split.__getitems__(list(range(k, min(k + 512, len(split)))))[0].flatten(), minlength=len(counts))
+        with torch.no_grad():
+            if self.kind == "cooccurrence":
+                self.table.copy_(cooccurrence(split, *self.table.shape, noise=self.table))
+            if self.source is not None:
+                self.table.copy_(reduced(read_table(self.source), *self.table.shape))
+            self.bias.copy_((counts / counts.sum()).log())  # of every token, whatever the rest says
+            if self.read is not None:
+                self.read.weight.copy_(self.vectors / math.sqrt(self.shape[1]))
+                self.read.bias.copy_(self.bias)
+
+    @property
+    def vectors(self) -> Float[Tensor, "size width"]:
+        return unit(self.table) if self.normalise else self.table
+
+    def encode(self, raw: Int[Tensor, "b length"]) -> Float[Tensor, "b length width"]:
+        return functional.embedding(raw, self.vectors)
+
+    def tokens(self, x0: Float[Tensor, "b length width"]) -> Int[Tensor, "b length"]:
+        """The token of the nearest vector."""
+        with torch.no_grad():
+            vectors = self.vectors.float()
+            half = vectors.square().sum(1) / 2  # |x - e|^2 / 2 = |x|^2 / 2 - <x, e> + |e|^2 / 2
+            return torch.cat([(part.float() @ vectors.T - half).argmax(-1) for part in x0.split(64)])
+
+    def decode(self, x0: Float[Tensor, "b length width"]) -> list[str]:
+        return [self.text(row) for row in self.tokens(x0).tolist()]
+
+    def text(self, ids: list[int]) -> str:
+        """Up to the first padding."""
+        return self.vocabulary.decode(ids[: ids.index(PAD)] if PAD in ids else ids)
+
+    def project(self, x0: Float[Tensor, "b length width"]) -> Float[Tensor, "b length width"]:
+        return self.encode(self.tokens(x0)).to(x0) if self.projection == "nearest" else x0
+
+    def logits(self, y: Float[Tensor, "b length width"]) -> Float[Tensor, "b length size"]:
+        """<y, e_w> + b_w, in single precision: near certainty they are differences of large numbers."""
+        with torch.autocast(y.device.type, enabled=False):
+            return y.float() @ self.vectors.T + self.bias
+
+    def expected(self, y: Float[Tensor, "b length width"], temperature: float = 1.0) -> Float[Tensor, "b length width"]:
+        """The mean vector under the probabilities that these logits, divided by the temperature, stand for."""
+        return (self.logits(y) / temperature).softmax(-1) @ self.vectors
+
+    def anchor_loss(self, raw: Int[Tensor, "b length"], x0_hat: Float[Tensor, "b length width"], level: Level) -> Float[Tensor, "b"]:
+        loss = x0_hat.new_zeros(len(x0_hat))
+        if self.read is not None:
+            loss = loss + self.weights["readout"] * cross_entropy(self.read(x0_hat), raw)
+        if self.weights["rounding"]:
+            loss = loss + self.weights["rounding"] * cross_entropy(self.logits(self.encode(raw)), raw)
+        return loss
+
+
+def cross_entropy(logits: Float[Tensor, "b length size"], ids: Int[Tensor, "b length"]) -> Float[Tensor, "b"]:
+    """-log p(ids), the mean over a sentence's places."""
+    each = functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none")
+    return each.view(ids.shape).mean(1)
+
+
+def unit(vectors: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
+    """Of norm sqrt(width): on average of unit variance."""
+    return functional.normalize(vectors, dim=1) * math.sqrt(vectors.shape[1])
+
+
+NEAR, SHARE = 2, 0.5
+
+
+def cooccurrence(split: Split, size: int, width: int, noise: Float[Tensor, "size width"]) -> Float[Tensor, "size width"]:
+    """Vectors of tokens from their neighbours in the training data: the largest singular vectors, times the roots of the values, of the
+    positive pointwise mutual information of each token with those one and two places to its left and right (Levy & Goldberg 2014).
+
+    Random vectors are added, by SHARE, so that tokens with the same neighbours remain apart.
+    """
+    counts = torch.zeros(2 * NEAR, size, size)
+    for first in range(0, len(split), 512):
+        ids = split.__getitems__(list(range(first, min(first + 512, len(split)))))[0]
+        for k in range(1, NEAR + 1):
+            pairs = ids[:, :-k].flatten() * size + ids[:, k:].flatten()
+            both = torch.bincount(pairs, minlength=size * size).view(size, size).float()
+            counts[2 * k - 2] += both
+            counts[2 * k - 1] += both.T
+    joint = counts.permute(1, 0, 2).flatten(1)
+    expected = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True) / joint.sum()
+    information = (joint / expected.clamp(min=1e-12)).clamp(min=1).log()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        u, s, _ = torch.svd_lowrank(information, q=min(width + 8, size), niter=4)
+    found = functional.normalize(u[:, :width] * s[:width].sqrt(), dim=1)
+    return padded(found, width) + SHARE * functional.normalize(noise, dim=1)
+
+
+def padded(vectors: Float[Tensor, "n any"], width: int) -> Float[Tensor, "n width"]:
+    """With zeros, where a small vocabulary has fewer directions than that."""
+    return functional.pad(vectors, (0, width - vectors.shape[1]))
+
+
+def reduced(table: Float[Tensor, "n any"], size: int, width: int) -> Float[Tensor, "n width"]:
+    """The table's first principal components."""
+    if table.ndim != 2 or len(table) != size or table.shape[1] < width:
+        raise UserError(
+            f"modality.codec.table has the shape {list(table.shape)}; "
+            f"the vocabulary needs {size} rows, modality.codec.width at least {width} columns"
+        )
+    if not bool(table.isfinite().all()):
+        raise UserError("modality.codec.table holds numbers that are not finite")
+    centred = table - table.mean(0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    return padded(centred @ directions[:width].T, width)
+
+
+def read_table(path: str) -> Float[Tensor, "n any"]:
+    """The matrix in a .npy file, or the only one in a .safetensors file."""
+    file = Path(path).expanduser()
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors = load_file(file)
+            if len(tensors) != 1:
+                raise UserError(f"modality.codec.table={path} holds {len(tensors)} tensors, and should hold one")
+            return next(iter(tensors.values())).float()
+        import numpy as np
+
+        return torch.from_numpy(np.load(file, allow_pickle=False)).float()
+    except UserError:
+        raise
+    except Exception as error:  # of numpy, safetensors, or the file system
+        raise UserError(f"modality.codec.table={path} cannot be read: {' '.join(str(error).split())[:120]}") from None

@@ -1,0 +1,257 @@
+"""Text data sets: TREC's questions, E2E's restaurants, any CSV, JSON lines or plain text file."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from guidance.condition import Condition, ConditionSpec, Label
+from guidance.errors import UserError
+from modalities.text import files
+from modalities.text.infill import Infill
+from modalities.text.tokenizer import PAD, UNKNOWN, Tokenizer, Vocabulary, Words
+
+INFILL = "infill"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A text and what is known of it; an attribute that is not there is absent."""
+
+    text: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Tokens of padded sentences with their attributes: a `Split`."""
+
+    ids: Int[Tensor, "n length"]
+    labels: Mapping[str, Int[Tensor, "n"]]
+    keep: Mapping[str, Bool[Tensor, "n"]]
+    infill: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitems__(self, index: list[int]) -> tuple[Int[Tensor, "b length"], Condition]:
+        rows = torch.as_tensor(index)
+        ids = self.ids[rows]
+        values, keep = ({name: t[rows] for name, t in of.items()} for of in (self.labels, self.keep))
+        if self.infill:  # of which training shows a random part
+            values[INFILL], keep[INFILL] = ids, torch.ones(len(ids), dtype=torch.bool)
+        return ids, Condition(values, keep)
+
+
+@dataclass
+class TextData:
+    """What all text data sets share: they read sentences, and this makes tokens and conditions of them.
+
+    Args:
+        length: tokens of the longest sentence; longer ones are left out, and counted.
+        tokenizer: see `modalities.text.tokenizer`.
+        classes: names of every attribute's classes; found by looking at the data where it is not given.
+        infill: whether parts of sentences can be given.
+        spans: see `Infill`.
+    """
+
+    length: int = 32
+    tokenizer: Tokenizer = field(default_factory=Words)
+    classes: Mapping[str, Sequence[str]] | None = None
+    infill: bool = True
+    spans: int = 5
+
+    name: ClassVar[str]
+
+    @property
+    def phrases(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
+        """Attribute -> value -> phrases, any of which says it: where a sentence can be checked without a judge."""
+        return {}
+
+    def read(self) -> tuple[Sequence[Sentence], Sequence[Sentence]]:
+        """To train on, and held out."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        for what, value, least in (("length", self.length, 2), ("spans", self.spans, 2)):
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"data.{what} is a whole number, at least {least}, got {value!r}")
+
+    @cached_property
+    def _sentences(self) -> tuple[Sequence[Sentence], Sequence[Sentence]]:
+        train, test = self.read()
+        if not train:
+            raise UserError(f"{self.name} holds no sentence to train on")
+        return train, test
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return self.tokenizer.load() or self.tokenizer.fit([s.text for s in self._sentences[0]])
+
+    @cached_property
+    def labels(self) -> Mapping[str, Label]:
+        if self.classes is not None:
+            return {name: Label(tuple(names)) for name, names in self.classes.items()}
+        found: dict[str, set[str]] = {}
+        for sentence in (*self._sentences[0], *self._sentences[1]):
+            for name, value in sentence.attributes.items():
+                found.setdefault(name, set()).add(value)
+        return {name: Label(tuple(sorted(values))) for name, values in found.items()}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.length,)
+
+    @property
+    def conditions(self) -> Mapping[str, ConditionSpec]:
+        given = {INFILL: Infill(self.length, self.vocabulary, self.spans)} if self.infill else {}
+        return {**self.labels, **given}
+
+    def pinned(self) -> Mapping[str, Any]:
+        return {
+            "classes": {name: list(label.classes) for name, label in self.labels.items()},
+            "tokenizer": self.tokenizer.pinned(self.vocabulary),
+        }
+
+    def files(self) -> Mapping[str, bytes]:
+        """What a run keeps beside its config."""
+        return {self.tokenizer.filename: self.vocabulary.content()}
+
+    @cached_property
+    def train(self) -> Sentences:
+        return self._split(self._sentences[0], "training")
+
+    @cached_property
+    def test(self) -> Sentences:
+        return self._split(self._sentences[1], "held-out")
+
+    def _split(self, sentences: Sequence[Sentence], what: str) -> Sentences:
+        encoded = [(self.vocabulary.encode(s.text), s) for s in sentences]
+        kept = [(ids, s) for ids, s in encoded if 0 < len(ids) <= self.length]
+        tokens = [k for ids, _ in kept for k in ids]
+        longer, unknown = len(encoded) - len(kept), tokens.count(UNKNOWN)
+        if encoded and not kept:
+            raise UserError(f"every {what} sentence of {self.name} is longer than data.length={self.length} tokens")
+        made = getattr(self.tokenizer, "sha256", None) is None  # said when a run is made, and not whenever its data is read again
+        if made and (longer or unknown):
+            shares = f"{longer} of {len(encoded)} {what} sentences are longer than {self.length} tokens and left out; "
+            warnings.warn(f"{self.name}: {shares}{unknown} of {len(tokens)} tokens are unknown", stacklevel=3)
+        ids = torch.full((len(kept), self.length), PAD)
+        for k, (row, _) in enumerate(kept):
+            ids[k, : len(row)] = torch.tensor(row)
+        index = {name: {value: k for k, value in enumerate(label.classes)} for name, label in self.labels.items()}
+        values, keep = {}, {}
+        for name, classes in index.items():
+            given = [s.attributes.get(name) for _, s in kept]
+            unheard = {value for value in given if value is not None} - classes.keys()
+            if unheard:
+                raise UserError(f"{self.name}: {name}={min(unheard)!r} is none of its classes: {', '.join(classes)}")
+            values[name] = torch.tensor([0 if value is None else classes[value] for value in given], dtype=torch.long)
+            keep[name] = torch.tensor([value is not None for value in given], dtype=torch.bool)
+        return Sentences(ids, values, keep, self.infill)
+
+
+TOPICS = {"DESC": "description", "ENTY": "entity", "HUM": "human", "LOC": "location", "NUM": "number"}
+
+
+@dataclass
+class Trec(TextData):
+    """5,295 real questions in English about five topics: description, entity, human, location, number (Li & Roth 2002).
+
+    The sixth class of the original, abbreviations, has 86 questions and is left out. Every fifth question of a topic is held out.
+    """
+
+    name = "trec"
+
+    def read(self) -> tuple[Sequence[Sentence], Sequence[Sentence]]:
+        return files.held_out([Sentence(text, {"topic": TOPICS[topic]}) for topic, text in files.trec() if topic in TOPICS], "topic")
+
+
+SAID = {
+    ("area", "city centre"): ("city centre", "centre of the city", "city center", "center of the city", "city"),
+    ("area", "riverside"): ("riverside", "river"),
+    ("food", "Fast food"): ("fast food",),
+    ("priceRange", "cheap"): ("cheap", "cheaply", "low price", "low prices", "low priced", "inexpensive", "low cost"),
+    ("priceRange", "less than £20"): (
+        "less than £20",
+        "under £20",
+        "below £20",
+        "less than 20",
+        "under 20",
+        "cheap",
+        "low price",
+        "low priced",
+    ),
+    ("priceRange", "£20-25"): ("20-25", "£20-£25", "20 to 25", "20 to £25", "20 - 25", "20 and £25", "20 and 25"),
+    ("priceRange", "moderate"): ("moderate", "moderately", "mid", "medium", "average"),
+    ("priceRange", "high"): ("high", "expensive", "higher", "pricey", "upper", "highly priced"),
+    ("priceRange", "more than £30"): ("more than £30", "over £30", "above £30", "more than 30", "over 30", "£30", "high", "expensive"),
+    ("customer_rating", "1 out of 5"): ("1 out of 5", "one out of five", "1 star", "one star", "1 of 5", "low", "1/5", "1"),
+    ("customer_rating", "3 out of 5"): ("3 out of 5", "three out of five", "3 star", "three star", "3 of 5", "average", "3/5", "3"),
+    ("customer_rating", "5 out of 5"): ("5 out of 5", "five out of five", "5 star", "five star", "5 of 5", "high", "5/5", "5 stars"),
+    ("customer_rating", "low"): ("low", "poor", "poorly", "lowly", "bad"),
+    ("customer_rating", "average"): ("average", "averagely", "decent"),
+    ("customer_rating", "high"): ("high", "highly", "excellent", "great", "well"),
+}
+
+
+@dataclass
+class E2E(TextData):
+    """Descriptions of restaurants (Novikova et al., 1706.09254) with up to eight attributes: name, eatType, food, priceRange,
+    customer_rating, area, familyFriendly, near.
+
+    Args:
+        root: the folder of the CSV files; null: below POLYGUIDE_DATA, or downloaded. Where it has trainset.csv, that is trained on and
+            the test set is held out; else development and test set are trained on, without every fifth of their meanings.
+    """
+
+    root: str | None = None
+
+    name = "e2e"
+
+    @property
+    def phrases(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
+        """A value's own words; for the areas, prices and ratings also those by which the data says them. familyFriendly has none."""
+        own = {name: {value: (value,) for value in label.classes} for name, label in self.labels.items() if name != "familyFriendly"}
+        return {name: {value: SAID.get((name, value), words) for value, words in values.items()} for name, values in own.items()}
+
+    def read(self) -> tuple[Sequence[Sentence], Sequence[Sentence]]:
+        train, test = files.e2e(self.root)
+        return tuple([Sentence(text, dict(meaning)) for meaning, text in part] for part in (train, test))
+
+
+@dataclass
+class TextFile(TextData):
+    """Your own sentences: a CSV, TSV or JSON lines file with a header, or plain text, a sentence a line.
+
+    Args:
+        path: the file, or one a split: train and test.
+        text: the column of the sentence.
+        attributes: the columns to condition on; an empty cell is an absent attribute.
+        test: a file of held-out sentences; without, every fifth (of each class of the first attribute) is held out.
+        encoding: of the file.
+    """
+
+    path: str | None = None
+    text: str = "text"
+    attributes: Sequence[str] = ()
+    test_path: str | None = None
+    encoding: str = "utf-8"
+
+    name = "text_file"
+
+    def read(self) -> tuple[Sequence[Sentence], Sequence[Sentence]]:
+        if not self.path:
+            raise UserError("data.path is missing; give a .csv, .tsv, .jsonl or .txt file")
+        parts = []
+        for path in (self.path, self.test_path):
+            rows = files.rows(path, self.text, self.attributes, self.encoding) if path else []
+            parts.append([Sentence(text, attributes) for text, attributes in rows])
+        if self.test_path:
+            return parts[0], parts[1]
+        return files.held_out(parts[0], self.attributes[0] if self.attributes else None)

@@ -1,0 +1,132 @@
+"""A small autoregressive Transformer on the same data: it says how likely a text is, and its own samples are the baseline."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from guidance.checkpoint import fill, write_atomically
+from guidance.condition import Condition, Label
+from guidance.errors import UserError
+from guidance.judge import fingerprint, read
+from modalities import stubs
+from modalities.text.tokenizer import PAD
+
+VERSION = "language-1"
+
+
+class LanguageModel(nn.Module):
+    """p(text | attributes), any of which may be absent: one token an attribute, then the text's, then padding as its end.
+
+    Args:
+        size: of the vocabulary.
+        length: of the longest text.
+        classes: number of classes of each attribute.
+    """
+
+    def __init__(self, size: int, length: int, classes: Mapping[str, int], width: int = 192, layers: int = 4, dropout: float = 0.2):
+        super().__init__()
+        transformers = stubs.transformers()
+        self.size, self.length, self.classes = size, length, dict(classes)
+        # After the vocabulary: the beginning, then for each attribute "absent" and its classes.
+        self.begin = size
+        self.first: dict[str, int] = {}
+        total = size + 1
+        for name, count in self.classes.items():
+            self.first[name] = total
+            total += 1 + count
+        config = transformers.AutoConfig.for_model(
+            "gpt2",
+            vocab_size=total,
+            n_positions=len(self.classes) + 1 + length,
+            n_embd=width,
+            n_layer=layers,
+            n_head=max(1, width // 64),
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
+            **{"bos_token_id": PAD, "eos_token_id": PAD, "pad_token_id": PAD},
+        )
+        self.model: Any = transformers.AutoModelForCausalLM.from_config(config)
+
+    def prefix(self, condition: Condition | None, n: int) -> Int[Tensor, "n attributes_and_1"]:
+        columns = []
+        for name, first in self.first.items():
+            if condition is None or name not in condition.keep:
+                columns.append(torch.full((n,), first))
+            else:
+                columns.append(torch.where(condition.keep[name].cpu(), first + 1 + condition.values[name].cpu(), first))
+        return torch.stack([*columns, torch.full((n,), self.begin)], 1)
+
+    def nll(self, ids: Int[Tensor, "n length"], condition: Condition | None = None) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
+        """-log p of each text in nats, its end included where it has one, and the number of tokens that this is of."""
+        prefix = self.prefix(condition, len(ids))
+        logits = self.model(torch.cat([prefix, ids], 1)).logits[:, prefix.shape[1] - 1 : -1, : self.size]
+        each = nn.functional.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
+        counted = (ids == PAD).long().cumsum(1) <= 1  # up to the first padding
+        return (each * counted).sum(1), counted.sum(1)
+
+    @torch.no_grad()
+    def sample(self, n: int, condition: Condition | None = None, seed: int = 0) -> Int[Tensor, "n length"]:
+        """Ancestral samples, padded."""
+        prefix = self.prefix(condition, n)
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            made = self.model.generate(
+                prefix,
+                attention_mask=torch.ones_like(prefix),
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=self.length,
+                suppress_tokens=list(range(self.size, self.model.config.vocab_size)),
+            )[:, prefix.shape[1] :]
+        return nn.functional.pad(made, (0, self.length - made.shape[1]), value=PAD)
+
+
+def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = 64, lr: float = 2e-3) -> LanguageModel:
+    """The model of a data set, from the cache or trained: each text with all its attributes, some of them, or (half of the time) none."""
+    steps = max(1, epochs * len(data.train) // batch)
+    labels = {name: spec for name, spec in data.conditions.items() if isinstance(spec, Label)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LanguageModel(data.vocabulary.size, data.length, {name: len(spec.classes) for name, spec in labels.items()})
+    stamp = f"{VERSION}-{steps}-{batch}"
+    name = fingerprint(data, None, stamp)
+    weights, facts = cache / f"{name}.safetensors", cache / f"{name}.json"
+    if facts.is_file():
+        try:
+            fill(model, weights)
+            return model.eval()
+        except UserError:
+            pass  # a file cut short: train anew
+    raw, _, condition = read(data.train, most=10**9)
+    ids = torch.cat(raw)
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for step in range(steps):
+            rows = torch.randint(len(ids), (batch,), generator=generator)
+            u = torch.rand(2, batch, generator=generator)
+            of = condition.rows(rows)
+            shown = (u[0] > 0.5)[:, None] & (torch.rand(batch, len(labels), generator=generator) > 0.2 * u[1][:, None])
+            keep = {name: of.keep[name] & shown[:, k] for k, name in enumerate(labels)}
+            used = ids[rows]
+            total, counts = model.nll(used[:, : int((used != PAD).sum(1).max()) + 1], Condition({n: of.values[n] for n in keep}, keep))
+            optimizer.zero_grad()
+            (total.sum() / counts.sum()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1, (step + 1) / 100) * (1 - step / steps)
+            optimizer.step()
+    from safetensors.torch import save
+
+    cache.mkdir(parents=True, exist_ok=True)
+    write_atomically(weights, save({key: tensor.contiguous() for key, tensor in model.state_dict().items()}))
+    write_atomically(facts, json.dumps({"data": data.name, "model": stamp}).encode())
+    return model.eval()
