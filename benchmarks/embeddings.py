@@ -1,7 +1,8 @@
-"""Self-conditioning, kind and width of the embeddings compared on TREC's questions, as SED's paper does: each variant is trained for the same
-number of steps, and 300 questions are drawn at scale 2 and measured.
+"""Self-conditioning, kind and width of the embeddings compared on TREC's questions, as SED's paper does.
 
-    python benchmarks/embeddings.py [steps] [folder]
+Each variant is trained for the same number of steps; then 300 questions are drawn at scale 2 and measured.
+
+    python benchmarks/embeddings.py [steps] [folder] [n]
 """
 
 import subprocess
@@ -25,7 +26,7 @@ VARIANTS = {
 }
 
 
-def main(steps: str = "1000", folder: str = "outputs/embeddings") -> None:
+def main(steps: str = "1000", folder: str = "outputs/embeddings", n: str = "300") -> None:
     rows, table, ref = [], Path(folder, "table.npy"), None
     for name, overrides in VARIANTS.items():
         run = Path(folder, name.replace(" ", "-").replace(",", ""))
@@ -38,8 +39,8 @@ def main(steps: str = "1000", folder: str = "outputs/embeddings") -> None:
         if not table.exists():  # the vectors that the autoregressive model has learned
             np.save(table, metrics.language.model.get_input_embeddings().weight[: metrics.data.vocabulary.size].detach().numpy())
         ref = ref or reference(model, "topic")
-        of = cases(model, 300, "topic")
-        samples = model.sample(300, of.condition, guidance=CFG(2.0), sampler=DDPM(), steps=100)
+        of = cases(model, int(n), "topic")
+        samples = model.sample(int(n), of.condition, guidance=CFG(2.0), sampler=DDPM(), steps=100)
         measured = ref.measured(metrics, samples, of)
         rows.append({"variant": name, **{key: measured[key] for key in ("accuracy", "nll", "entropy", "distinct_2", "copied", "length")}})
         print(as_text([{"variant": "real", **{key: ref.real[key] for key in rows[0] if key != "variant"}}, *rows]), flush=True)

@@ -1,5 +1,6 @@
-"""The autoregressive baseline of a text run: a small causal Transformer, trained on the same sentences with the same attributes, its samples
-measured like those of the diffusion model.
+"""The autoregressive baseline of a text run.
+
+A small causal Transformer, trained on the same sentences with the same attributes; its samples are measured like the diffusion model's.
 
     python benchmarks/text_baseline.py runs/trec [n] [given] [attribute]
 """

@@ -22,7 +22,7 @@ from guidance.condition import Label
 from guidance.config import build, leaves, resolve
 from guidance.errors import UserError, one_of
 from guidance.guide import CFG
-from guidance.modality import Modality
+from guidance.modality import Judge, Modality
 from guidance.model import PARTS, SAMPLER, Model, assemble, load, told
 from guidance.noise import Stream, normal
 from guidance.process import corrupt, level
@@ -170,7 +170,8 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         for name, content in (modality.files() if modality.files else {}).items():
             checkpoint.write_atomically(out / name, content)
         checkpoint.write_config(out, {key: config[key] for key in (*PARTS, *config)})  # the model first
-        pictures(modality, denoiser.schedule, out)
+        if not going_on:
+            pictures(modality, denoiser.schedule, out)
         size = sum(p.numel() for p in objective.parameters())
         print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
 
@@ -312,24 +313,29 @@ class Seen:
         self.model, self.wanted = model, wanted
         self.texts: list[str] = []
         self.classes: dict[str, list[tuple[str, float]]] = {}
+        self.judges = self._judges() if wanted else None
+
+    def _judges(self) -> Mapping[str, Judge]:
+        modality = self.model.modality
+        labels = [name for name, spec in modality.conditions.items() if isinstance(spec, Label)]
+        return {name: modality.metrics.judge(modality.data, name) for name in labels}
 
     def __call__(self, decoded: Any) -> None:
         modality = self.model.modality
         words = modality.render.words(decoded)
         self.texts += words
-        if not (self.wanted or (self.wanted is None and words)):
-            return
-        try:
-            for name, spec in modality.conditions.items():
-                if isinstance(spec, Label):
-                    best = modality.metrics.judge(modality.data, name)(decoded)[1].softmax(-1).max(-1)
-                    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                    self.classes.setdefault(name, []).extend((spec.classes[k], round(p, 4)) for k, p in pairs)
-        except UserError as error:
-            if self.wanted:
-                raise
-            self.wanted = False
-            print(f"no judge's view of the samples: {error}")
+        if self.wanted is None and words and self.judges is None:
+            try:
+                self.judges = self._judges()
+            except UserError as error:
+                self.judges = {}
+                print(f"no judge's view of the samples: {error}")
+        for name, judge in (self.judges or {}).items():
+            spec = modality.conditions[name]
+            assert isinstance(spec, Label)
+            best = judge(decoded)[1].softmax(-1).max(-1)
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            self.classes.setdefault(name, []).extend((spec.classes[k], round(p, 4)) for k, p in pairs)
 
     def rows(self, n: int) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{"text": text} for text in self.texts] or [{} for _ in range(n)]

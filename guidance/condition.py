@@ -182,6 +182,8 @@ class Label:
     def parse(self, value: object) -> Tensor:
         if isinstance(value, float) and value.is_integer() and str(value) not in self.classes:
             value = int(value)
+        if isinstance(value, bool) and str(value).lower() in self.classes:  # YAML's true for a class "true"
+            value = str(value).lower()
         if str(value) not in self.classes:
             raise one_of("class", value, self.classes)
         return torch.tensor(self.classes.index(str(value)))

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from guidance import measures
-from guidance.condition import Condition, Label
+from guidance.condition import Condition, Label, Partial
 from guidance.errors import UserError, one_of
 from guidance.guide import CFG
 from guidance.judge import read
@@ -57,7 +57,8 @@ def cases(model: Model, n: int, attribute: str | None, given: str = "alone") -> 
     Args:
         attribute: the one whose accuracy is taken; None where there is no attribute with classes.
         given: "alone": its classes in turn, all other attributes absent; "train" or "test": all attributes of n items of that
-            split, evenly taken (held-out data may hold combinations that training did not).
+            split, evenly taken (held-out data may hold combinations that training did not), but for those that may be known in
+            part: they would give the item itself.
     """
     if given not in GIVEN:
         raise one_of("given", given, GIVEN)
@@ -72,6 +73,8 @@ def cases(model: Model, n: int, attribute: str | None, given: str = "alone") -> 
         raise UserError(f"{model.modality.data.name} has no {given} items")
     index = [k * len(split) // n for k in range(n)]
     raw, condition = split.__getitems__(index)
+    partial = [name for name, spec in model.modality.conditions.items() if isinstance(spec, Partial) and name in condition.keep]
+    condition = condition.drop(*partial) if partial else condition
     label = condition.values[attribute] if attribute else torch.zeros(n, dtype=torch.long)
     return Cases(condition, label, decoded(model, [raw]))
 

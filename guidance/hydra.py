@@ -74,7 +74,8 @@ def check_argument(argument: str) -> None:
 
 def free(argument: str) -> str:
     """condition.digit=3 as ++condition.digit=3: added or overridden."""
-    return f"++{argument}" if argument.startswith(tuple(f"{group}." for group in FREE)) else argument
+    named = (*(f"{group}." for group in FREE), "dropout.each.", "dropout.each=")  # rates by attribute
+    return f"++{argument}" if argument.startswith(named) else argument
 
 
 def search_path(arguments: list[str]) -> list[str]:

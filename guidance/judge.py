@@ -83,7 +83,7 @@ def train_judge(
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
     network.train()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         for step in range(steps):
             rows = torch.randint(len(label), (batch,), generator=generator)

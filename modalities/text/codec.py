@@ -1,7 +1,6 @@
 """Token embeddings as x0."""
 
 import math
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +11,7 @@ from guidance.errors import UserError, one_of
 from guidance.modality import Split
 from guidance.process import Level
 from modalities.text.tokenizer import PAD, Vocabulary
+from modalities.text.vectors import cooccurrence, read_table, reduced, unit
 
 KINDS = ("random", "learned", "cooccurrence", "pretrained")
 PROJECTIONS = ("none", "nearest")
@@ -102,8 +102,8 @@ class Embeddings(nn.Module):
         return [self.text(row) for row in self.tokens(x0).tolist()]
 
     def text(self, ids: list[int]) -> str:
-        """Up to the first padding."""
-        return self.vocabulary.decode(ids[: ids.index(PAD)] if PAD in ids else ids)
+        """Without padding, wherever it is: a blank between given words may stay empty."""
+        return self.vocabulary.decode([k for k in ids if k != PAD])
 
     def project(self, x0: Float[Tensor, "b length width"]) -> Float[Tensor, "b length width"]:
         return self.encode(self.tokens(x0)).to(x0) if self.projection == "nearest" else x0
@@ -130,74 +130,3 @@ def cross_entropy(logits: Float[Tensor, "b length size"], ids: Int[Tensor, "b le
     """-log p(ids), the mean over a sentence's places."""
     each = functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none")
     return each.view(ids.shape).mean(1)
-
-
-def unit(vectors: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
-    """Of norm sqrt(width): on average of unit variance."""
-    return functional.normalize(vectors, dim=1) * math.sqrt(vectors.shape[1])
-
-
-NEAR, SHARE = 2, 0.5
-
-
-def cooccurrence(split: Split, size: int, width: int, noise: Float[Tensor, "size width"]) -> Float[Tensor, "size width"]:
-    """Vectors of tokens from their neighbours in the training data: the largest singular vectors, times the roots of the values, of the
-    positive pointwise mutual information of each token with those one and two places to its left and right (Levy & Goldberg 2014).
-
-    Random vectors are added, by SHARE, so that tokens with the same neighbours remain apart.
-    """
-    counts = torch.zeros(2 * NEAR, size, size)
-    for first in range(0, len(split), 512):
-        ids = split.__getitems__(list(range(first, min(first + 512, len(split)))))[0]
-        for k in range(1, NEAR + 1):
-            pairs = ids[:, :-k].flatten() * size + ids[:, k:].flatten()
-            both = torch.bincount(pairs, minlength=size * size).view(size, size).float()
-            counts[2 * k - 2] += both
-            counts[2 * k - 1] += both.T
-    joint = counts.permute(1, 0, 2).flatten(1)
-    expected = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True) / joint.sum()
-    information = (joint / expected.clamp(min=1e-12)).clamp(min=1).log()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        u, s, _ = torch.svd_lowrank(information, q=min(width + 8, size), niter=4)
-    found = functional.normalize(u[:, :width] * s[:width].sqrt(), dim=1)
-    return padded(found, width) + SHARE * functional.normalize(noise, dim=1)
-
-
-def padded(vectors: Float[Tensor, "n any"], width: int) -> Float[Tensor, "n width"]:
-    """With zeros, where a small vocabulary has fewer directions than that."""
-    return functional.pad(vectors, (0, width - vectors.shape[1]))
-
-
-def reduced(table: Float[Tensor, "n any"], size: int, width: int) -> Float[Tensor, "n width"]:
-    """The table's first principal components."""
-    if table.ndim != 2 or len(table) != size or table.shape[1] < width:
-        raise UserError(
-            f"modality.codec.table has the shape {list(table.shape)}; "
-            f"the vocabulary needs {size} rows, modality.codec.width at least {width} columns"
-        )
-    if not bool(table.isfinite().all()):
-        raise UserError("modality.codec.table holds numbers that are not finite")
-    centred = table - table.mean(0)
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    return padded(centred @ directions[:width].T, width)
-
-
-def read_table(path: str) -> Float[Tensor, "n any"]:
-    """The matrix in a .npy file, or the only one in a .safetensors file."""
-    file = Path(path).expanduser()
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors = load_file(file)
-            if len(tensors) != 1:
-                raise UserError(f"modality.codec.table={path} holds {len(tensors)} tensors, and should hold one")
-            return next(iter(tensors.values())).float()
-        import numpy as np
-
-        return torch.from_numpy(np.load(file, allow_pickle=False)).float()
-    except UserError:
-        raise
-    except Exception as error:  # of numpy, safetensors, or the file system
-        raise UserError(f"modality.codec.table={path} cannot be read: {' '.join(str(error).split())[:120]}") from None

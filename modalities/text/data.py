@@ -230,10 +230,10 @@ class TextFile(TextData):
     """Your own sentences: a CSV, TSV or JSON lines file with a header, or plain text, a sentence a line.
 
     Args:
-        path: the file, or one a split: train and test.
+        path: the file.
         text: the column of the sentence.
         attributes: the columns to condition on; an empty cell is an absent attribute.
-        test: a file of held-out sentences; without, every fifth (of each class of the first attribute) is held out.
+        test_path: a file of held-out sentences; without, every fifth (of each class of the first attribute) is held out.
         encoding: of the file.
     """
 
@@ -244,6 +244,20 @@ class TextFile(TextData):
     encoding: str = "utf-8"
 
     name = "text_file"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.attributes:
+            if not name.isidentifier():
+                raise UserError(f"an attribute's name is a word, for condition.NAME=...; got {name!r}: rename the column")
+            if name == INFILL and self.infill:
+                raise UserError(f"the attribute {INFILL!r} is that of given words: rename the column, or pass data.infill=false")
+
+    @cached_property
+    def labels(self) -> Mapping[str, Label]:
+        """In the order of ``attributes``."""
+        found = super().labels
+        return {name: found[name] for name in (*self.attributes, *found) if name in found}
 
     def read(self) -> tuple[Sequence[Sentence], Sequence[Sentence]]:
         if not self.path:

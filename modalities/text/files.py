@@ -28,7 +28,7 @@ def held_out(sentences: Sequence[Any], attribute: str | None) -> tuple[list[Any]
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """A whole text file; one line for what is wrong with it."""
     try:
-        with open(path, encoding=encoding, newline="") as file:
+        with open(path, "rb") as whole, io.TextIOWrapper(whole, encoding, newline="") as file:
             parts = []
             try:
                 for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), ""), start=1):
@@ -36,7 +36,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
                         raise UserError(f"{path}: line {number} is longer than {LONGEST:,} characters: no sentence; is it a text file?")
                     parts.append(line)
             except UnicodeDecodeError as error:  # of a part of the file, up to where it has been read
-                place = file.buffer.tell() - len(error.object) + error.start
+                place = whole.tell() - len(error.object) + error.start
                 raise UserError(
                     f"{path} is not {encoding} (byte {place}: 0x{error.object[error.start]:02x}); give data.encoding=, e.g. latin-1"
                 ) from None
@@ -66,12 +66,15 @@ def table(text: str, path: Path, delimiter: str) -> Iterator[tuple[int, Mapping[
 
 
 def json_lines(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(LINE_END.split(text), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            line.encode().decode("unicode_escape") if False else None
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ord(error.object[error.start])
+            raise UserError(f"{path}: line {number} holds half a character, \\u{half:04x}") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is no JSON: {error}") from None
         if not isinstance(row, dict):

@@ -35,8 +35,11 @@ class Infill:
         return self.spans + 1
 
     def parse(self, value: object) -> Tensor:
-        text = " ".join(str(value).split())
+        if not isinstance(value, str):
+            raise UserError(f"is a text such as 'The ___ is near ...', got {value!r}")
+        text = " ".join(value.split())
         ids: list[int] = []
+        unknown: list[str] = []
         open_end = False
         for part in BLANKS.split(text):
             if part == "...":
@@ -44,17 +47,28 @@ class Infill:
             elif part.startswith("_"):
                 ids += [BLANK] * len(part)
             elif part.strip():
-                piece = self.vocabulary.encode(part.strip())
-                if UNKNOWN in piece:
-                    words = [word for word in part.split() if UNKNOWN in self.vocabulary.encode(word)]
-                    raise UserError(f"the model does not know {', '.join(map(repr, words)) or repr(part)}, so that it cannot be given")
-                ids += piece
+                joined = bool(ids) and not part[0].isspace()
+                words = [(word, self.tokens(word, joined and k == 0)) for k, word in enumerate(part.split())]
+                unknown += [word for word, piece in words if UNKNOWN in piece or not piece]
+                ids += self.tokens(part.strip(), joined)
+        if unknown or UNKNOWN in ids:
+            raise UserError(f"the model does not know {', '.join(map(repr, unknown)) or repr(text)}, so that it cannot be given")
         if len(ids) > self.length - open_end:
             raise UserError(f"has {len(ids)} tokens, and the model's sentences have at most {self.length}")
         if BLANK not in ids and not open_end:
             raise UserError(f"has nothing to fill in; write an underscore for each token to be written, or end with ..., got {text!r}")
         ids += [BLANK if open_end else PAD] * (self.length - len(ids))
         return torch.tensor(ids)
+
+    def tokens(self, text: str, joined: bool) -> list[int]:
+        """Of a text; where a sign joins it to the blank before, without the space that tokenizers put before a text."""
+        if joined and not text[0].isalnum():
+            for before in ("a", "."):
+                start, ids = self.vocabulary.encode(before), self.vocabulary.encode(before + text)
+                rest = ids[len(start) :]
+                if ids[: len(start)] == start and self.vocabulary.decode(rest) == text:
+                    return rest
+        return self.vocabulary.encode(text)
 
     def absent(self) -> Tensor:
         return torch.full((self.length,), BLANK)

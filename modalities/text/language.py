@@ -66,7 +66,8 @@ class LanguageModel(nn.Module):
         prefix = self.prefix(condition, len(ids))
         logits = self.model(torch.cat([prefix, ids], 1)).logits[:, prefix.shape[1] - 1 : -1, : self.size]
         each = nn.functional.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
-        counted = (ids == PAD).long().cumsum(1) <= 1  # up to the first padding
+        end = (ids == PAD).long()
+        counted = end.cumsum(1) - end == 0  # up to the first padding
         return (each * counted).sum(1), counted.sum(1)
 
     @torch.no_grad()
@@ -108,7 +109,7 @@ def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = 
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
     model.train()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         for step in range(steps):
             rows = torch.randint(len(ids), (batch,), generator=generator)
@@ -127,6 +128,6 @@ def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = 
     from safetensors.torch import save
 
     cache.mkdir(parents=True, exist_ok=True)
-    write_atomically(weights, save({key: tensor.contiguous() for key, tensor in model.state_dict().items()}))
+    write_atomically(weights, save({key: tensor.clone() for key, tensor in model.state_dict().items()}))
     write_atomically(facts, json.dumps({"data": data.name, "model": stamp}).encode())
     return model.eval()

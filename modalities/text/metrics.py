@@ -109,7 +109,7 @@ class TextMetrics:
         if not isinstance(decoded, Tensor):
             return decoded
         decode = self.data.vocabulary.decode
-        return [decode(row[: row.index(PAD)] if PAD in row else row) for row in decoded.tolist()]
+        return [decode([k for k in row if k != PAD]) for row in decoded.tolist()]
 
     def judge(self, data: Data, attribute: str) -> Judge:
         spec = data.conditions[attribute]

@@ -17,7 +17,8 @@ class TextRender:
         return decoded
 
     def element(self, file: Path) -> str:
-        return f"<blockquote>{html.escape(file.read_text().strip())}</blockquote>"
+        text = file.read_text(encoding="utf-8").strip()
+        return f"<blockquote>{html.escape(text)}</blockquote>"
 
     def table(self, decoded: Sequence[str], path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
         """A paragraph a row, a line a sample."""

@@ -133,7 +133,8 @@ class HuggingFaceVocabulary:
         """The tokenizer's own unknown token, where it has one: by name, or of unigrams by number."""
         model = json.loads(self.tokenizer.to_str())["model"]
         name = model.get("unk_token")
-        return model.get("unk_id") if name is None else self.tokenizer.token_to_id(name)
+        found: int | None = model.get("unk_id") if name is None else self.tokenizer.token_to_id(name)
+        return found
 
     def encode(self, text: str) -> list[int]:
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
