@@ -67,7 +67,7 @@ def located(config: Any, run: Path) -> Any:
         return [located(value, run) for value in config]
     if isinstance(config, str) and config.startswith(OWN):
         name = config.removeprefix(OWN)
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise UserError(f"{run / CONFIG}: {config!r} names no file of the run")
         return str(run / name)
     return config

@@ -162,7 +162,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         return
     place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
     place.wait_for_everyone()  # every process has looked before the first one writes
-    if not going_on:
+    if not steps:
         modality.codec.fit(split)
     if place.is_main_process:
         if not going_on:

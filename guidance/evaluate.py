@@ -15,7 +15,7 @@ from guidance.condition import Condition, Label, Partial
 from guidance.errors import UserError, one_of
 from guidance.guide import CFG
 from guidance.judge import read
-from guidance.modality import Judge, Metrics
+from guidance.modality import Judge, Metrics, Split
 from guidance.model import Model
 from guidance.sampler import Callback, Progress
 from guidance.train import to_device
@@ -71,12 +71,24 @@ def cases(model: Model, n: int, attribute: str | None, given: str = "alone") -> 
     split = getattr(model.modality.data, given)
     if not len(split):
         raise UserError(f"{model.modality.data.name} has no {given} items")
-    index = [k * len(split) // n for k in range(n)]
-    raw, condition = split.__getitems__(index)
+    raw, condition = split.__getitems__([k * len(split) // n for k in range(n)])
+    if attribute and not bool(condition.keep[attribute].all()):
+        known = with_attribute(split, attribute)
+        raw, condition = split.__getitems__([known[k * len(known) // n] for k in range(n)])
     partial = [name for name, spec in model.modality.conditions.items() if isinstance(spec, Partial) and name in condition.keep]
     condition = condition.drop(*partial) if partial else condition
     label = condition.values[attribute] if attribute else torch.zeros(n, dtype=torch.long)
     return Cases(condition, label, decoded(model, [raw]))
+
+
+def with_attribute(split: Split, attribute: str, chunk: int = 512) -> Sequence[int]:
+    """The items of which an attribute is known."""
+    chunks = (list(range(k, min(k + chunk, len(split)))) for k in range(0, len(split), chunk))
+    keep = torch.cat([split.__getitems__(rows)[1].keep[attribute] for rows in chunks])
+    if not bool(keep.any()):
+        raise UserError(f"there is no item whose {attribute} is known to measure by")
+    found: list[int] = keep.nonzero().flatten().tolist()
+    return found
 
 
 @torch.no_grad()

@@ -23,20 +23,34 @@ MOST = 10_000  # items of a split that judging looks at
 
 
 def read(split: Split, attribute: str | None = None, most: int = MOST, chunk: int = 512) -> tuple[list[Any], Tensor, Condition]:
-    """Raw batches of up to ``most`` items, evenly taken from the split, their classes (zeros without an attribute), and conditions."""
+    """Raw batches of up to ``most`` items, evenly taken from the split, their classes (zeros without an attribute), and conditions;
+    items of which the attribute is not known are left out."""
     count = min(len(split), most)
     if not count:
         raise UserError("there is no held-out data to judge by: the data set is too small")
     index = [k * len(split) // count for k in range(count)]
-    parts = [split.__getitems__(index[k : k + chunk]) for k in range(0, count, chunk)]
+    parts = []
+    for rows in (index[k : k + chunk] for k in range(0, count, chunk)):
+        part = split.__getitems__(rows)
+        if attribute and not bool((keep := part[1].keep[attribute]).all()):
+            known = [row for row, there in zip(rows, keep.tolist(), strict=True) if there]
+            if not known:
+                continue
+            part = split.__getitems__(known)
+        parts.append(part)
+    if not parts:
+        raise UserError(f"there is no item whose {attribute} is known to judge by")
     condition = Condition.cat([c for _, c in parts])
     return [raw for raw, _ in parts], condition.values[attribute] if attribute else torch.zeros(count, dtype=torch.long), condition
 
 
-def fingerprint(data: Data, attribute: str, version: str) -> str:
-    """A name for a judge: changes with the data, the attribute, and the judge's own version."""
-    raw, label, _ = read(data.train, attribute)
+def fingerprint(data: Data, attribute: str | None, version: str) -> str:
+    """A name for a judge of an attribute, or of all of them: changes with the data, its attributes, and the judge's own version."""
+    raw, label, condition = read(data.train, attribute)
     digest = hashlib.sha256(label.numpy().tobytes())
+    if attribute is None:
+        for name, values in condition.values.items():
+            digest.update(name.encode() + values.numpy().tobytes() + condition.keep[name].numpy().tobytes())
     for part in raw:
         digest.update(part.numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode())
     digest.update(json.dumps([attribute, version, len(data.train), len(data.test), list(data.shape)]).encode())

@@ -18,6 +18,15 @@ from guidance.process import Level
 
 
 @runtime_checkable
+class Criterion(Protocol):
+    """What training makes small: a number a sample, of the network's output and what it should have said."""
+
+    def __call__(
+        self, output: Float[Tensor, "b *d"], target: Float[Tensor, "b *d"], level: Level, parameterization: Parameterization
+    ) -> Float[Tensor, "b"]: ...
+
+
+@runtime_checkable
 class Weighting(Protocol):
     """Factor on the squared error of the network's output, one a sample."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from guidance import checkpoint
@@ -175,7 +176,8 @@ class Model:
                 raise UserError(f"a composition names its own conditions: put {', '.join(condition)} into its terms instead")
             guidance = guidance.bind(lambda name, value: self.attribute(name, value, n))
         everyone = guidance.terms(given)
-        known = self._known([t.condition for t in everyone if positive(t.weight)] if isinstance(guidance, Compose) else [given])
+        asked = [(t.condition, positive(t.weight, n)) for t in everyone] if isinstance(guidance, Compose) else [(given, positive(1.0, n))]
+        known = self._known(asked)
         shape_of = self.modality.shape_of
         shape = self.modality.shape if shape_of is None else shape_of(everyone[0].condition)
         size = min(batch_size or n, n)
@@ -198,13 +200,14 @@ class Model:
                 device=self.device,
             )
 
-    def _known(self, conditions: Sequence[Condition]) -> tuple[Tensor, Tensor] | None:
-        """Where conditions say what x0 is, the first that does so of each sample."""
+    def _known(self, conditions: Sequence[tuple[Condition, Tensor]]) -> tuple[Tensor, Tensor] | None:
+        """Where conditions say what x0 is, the first that does so of each sample; each is asked for by some samples only."""
         if self.modality.known is None:
             return None
         found: tuple[Tensor, Tensor] | None = None
-        for condition in conditions:
+        for condition, asks in conditions:
             mask, x0 = self.modality.known(condition.to(self.device))
+            mask = mask & asks.to(mask.device).view(-1, *(1,) * (mask.ndim - 1))
             if found is not None:
                 mine = found[0].flatten(1).any(1).view(-1, *(1,) * (x0.ndim - 1))
                 mask, x0 = torch.where(mine, found[0], mask), torch.where(mine, found[1], x0)
@@ -267,9 +270,9 @@ class Model:
             return self.modality.codec.decode(torch.cat(list(parts)))
 
 
-def positive(weight: Weight) -> bool:
-    """Whether a term asks for its condition; a weight that changes counts as one that does."""
-    return callable(weight) or bool((torch.as_tensor(weight) > 0).any())
+def positive(weight: Weight, n: int) -> Bool[Tensor, "n"]:
+    """The samples for which a term asks for its condition; a weight that changes counts as one that does."""
+    return torch.ones(n, dtype=torch.bool) if callable(weight) else (torch.as_tensor(weight) > 0).expand(n)
 
 
 @dataclass(frozen=True)

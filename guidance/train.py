@@ -21,7 +21,7 @@ from guidance.condition import Condition, ConditionSpec, Dropout, reveal
 from guidance.config import fits
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError, one_of
-from guidance.loss import Loss, Times, UniformTimes
+from guidance.loss import Criterion, Loss, Times, UniformTimes
 from guidance.modality import Codec, Split
 from guidance.noise import Stream, bits, normal, permutation, uniform
 from guidance.process import corrupt, level
@@ -52,7 +52,7 @@ class Objective(nn.Module):
         self,
         denoiser: Denoiser,
         codec: Codec | None = None,
-        loss: Loss | None = None,
+        loss: Criterion | None = None,
         times: Times | None = None,
         dropout: Dropout | None = None,
         conditions: Mapping[str, ConditionSpec] | None = None,

@@ -33,4 +33,5 @@ def transformers() -> Any:
     torchaudio_transforms()
     module = importlib.import_module("transformers")
     module.logging.set_verbosity_error()
+    module.logging.disable_progress_bar()
     return module

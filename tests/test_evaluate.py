@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from guidance import CFG, Condition, Cosine, Label, UserError, V, Vector
 from guidance.denoiser import Denoiser
-from guidance.evaluate import as_csv, as_text, cases, default_attribute, evaluate, label_attribute, reference
+from guidance.evaluate import as_csv, as_text, cases, default_attribute, evaluate, label_attribute, reference, with_attribute
+from guidance.judge import read
 from guidance.modality import Modality
 from guidance.model import Model
 
@@ -238,3 +239,21 @@ def test_rows_that_lack_a_measure_leave_its_place_empty():
     rows = [{"scale": "real", "cents": 1.0, "ink": 0.5}, {"scale": 2.0, "ink": 0.25}]
     assert as_csv(rows).splitlines() == ["scale,cents,ink", "real,1,0.5", "2,,0.25"]
     assert [line.split() for line in as_text(rows).splitlines()] == [["scale", "cents", "ink"], ["real", "1.000", "0.500"], ["2", "0.250"]]
+
+
+def test_items_without_the_attribute_are_neither_asked_for_nor_judged():
+    class Partly:
+        """Ten items, of which the attribute of every third is not known."""
+
+        def __len__(self) -> int:
+            return 10
+
+        def __getitems__(self, index: list[int]) -> tuple[torch.Tensor, Condition]:
+            keep = torch.tensor([k % 3 != 0 for k in index])
+            return torch.tensor(index), Condition({"parity": torch.tensor(index) % 2}, {"parity": keep})
+
+    known = [1, 2, 4, 5, 7, 8]
+    assert with_attribute(Partly(), "parity", chunk=4) == known
+    raw, label, condition = read(Partly(), "parity", chunk=4)
+    assert torch.cat(raw).tolist() == known and label.tolist() == [k % 2 for k in known] and bool(condition.keep["parity"].all())
+    assert torch.cat(read(Partly(), chunk=4)[0]).tolist() == list(range(10))
