@@ -22,7 +22,8 @@ def build(data: Data, network: Callable[..., Network], codec: Callable[..., Code
 
     if not isinstance(data, TextData):
         raise UserError(f"data={data.name} is no text: modality=text needs data such as data=trec")
-    embeddings = codec(vocabulary=data.vocabulary, length=data.length)
+    metrics = TextMetrics(data)
+    embeddings = codec(vocabulary=data.vocabulary, length=data.length, language=lambda: metrics.language.vectors)
     denoiser = network(shape=embeddings.shape, conditions=data.conditions)
     if not isinstance(denoiser, TextDenoiser):
         raise UserError(f"network={type(denoiser).__name__} is none for text: modality=text needs a network such as network=text_small")
@@ -40,7 +41,7 @@ def build(data: Data, network: Callable[..., Network], codec: Callable[..., Code
         network=denoiser,
         conditions=data.conditions,
         data=data,
-        metrics=TextMetrics(data),
+        metrics=metrics,
         render=TextRender(),
         known=known if data.infill else None,
         files=data.files,

@@ -1,6 +1,7 @@
 """Token embeddings as x0."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,7 @@ from guidance.process import Level
 from modalities.text.tokenizer import PAD, Vocabulary
 from modalities.text.vectors import cooccurrence, read_table, reduced, unit
 
-KINDS = ("random", "learned", "cooccurrence", "pretrained")
+KINDS = ("random", "learned", "cooccurrence", "language", "pretrained")
 PROJECTIONS = ("none", "nearest")
 
 
@@ -27,12 +28,14 @@ class Embeddings(nn.Module):
     Args:
         vocabulary, length: of the data.
         width: D.
-        kind: random, learned, pretrained (see ``table``), or cooccurrence: made of the tokens' neighbours in the training data.
+        kind: random, learned, pretrained (see ``table``); cooccurrence: made of the tokens' neighbours in the training data; language:
+            those that ``language`` gives.
         normalise: to norm sqrt(width), learned vectors too.
         table: of kind pretrained: a .npy or .safetensors file with a matrix [vocabulary size, any width].
         readout: weight of the cross-entropy of x0_hat's readout.
         rounding: weight of the cross-entropy of x0's own.
         project: of every predicted x0: none, or nearest, the clamping trick.
+        language: vectors [vocabulary size, any width] that a language model of the training data has learned, made when they are wanted.
     """
 
     table: Tensor
@@ -49,6 +52,7 @@ class Embeddings(nn.Module):
         readout: float = 0.0,
         rounding: float = 0.0,
         project: str = "none",
+        language: Callable[[], Float[Tensor, "size any"]] | None = None,
     ):
         super().__init__()
         for what, value, known in (("kind", kind, KINDS), ("project", project, PROJECTIONS)):
@@ -60,6 +64,7 @@ class Embeddings(nn.Module):
             raise UserError("modality.codec.table, a .npy or .safetensors file, goes with modality.codec.kind=pretrained")
         self.vocabulary, self.shape = vocabulary, (length, width)
         self.kind, self.source, self.normalise, self.projection = kind, table, normalise, project
+        self.language = language
         self.weights = {"readout": readout, "rounding": rounding}
         vectors = torch.randn(vocabulary.size, width)
         if kind == "learned":
@@ -77,6 +82,8 @@ class Embeddings(nn.Module):
         with torch.no_grad():
             if self.kind == "cooccurrence":
                 self.table.copy_(cooccurrence(split, *self.table.shape, noise=self.table))
+            if self.kind == "language" and self.language is not None:
+                self.table.copy_(reduced(self.language(), *self.table.shape))
             if self.source is not None:
                 self.table.copy_(reduced(read_table(self.source), *self.table.shape))
             self.bias.copy_((counts / counts.sum()).log())  # of every token, whatever the rest says

@@ -52,6 +52,12 @@ class LanguageModel(nn.Module):
         )
         self.model: Any = transformers.AutoModelForCausalLM.from_config(config)
 
+    @property
+    def vectors(self) -> Float[Tensor, "size width"]:
+        """What it has learned of each token of the vocabulary."""
+        table: Tensor = self.model.get_input_embeddings().weight
+        return table[: self.size].detach()
+
     def prefix(self, condition: Condition | None, n: int) -> Int[Tensor, "n attributes_and_1"]:
         columns = []
         for name, first in self.first.items():
@@ -106,12 +112,14 @@ def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = 
             pass  # a file cut short: train anew
     raw, _, condition = read(data.train, most=10**9)
     ids = torch.cat(raw)
+    from tqdm import tqdm
+
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
     model.train()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        for step in range(steps):
+        for step in tqdm(range(steps), desc="language model", unit="step", leave=False):
             rows = torch.randint(len(ids), (batch,), generator=generator)
             u = torch.rand(2, batch, generator=generator)
             of = condition.rows(rows)
