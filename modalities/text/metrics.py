@@ -101,8 +101,10 @@ class TextMetrics:
     ``phrases``: words by which an attribute's value can be recognised without a judge.
     """
 
-    def __init__(self, data: TextData):
-        self.data = data
+    def __init__(self, data: TextData, language_epochs: int = 12):
+        if language_epochs < 1:
+            raise UserError(f"modality.language_epochs is at least 1, got {language_epochs}")
+        self.data, self.language_epochs = data, language_epochs
 
     def plain(self, decoded: Sequence[str] | Tensor) -> Sequence[str]:
         """Texts, of tokens or of texts."""
@@ -128,7 +130,7 @@ class TextMetrics:
 
     @cached_property
     def language(self) -> LanguageModel:
-        return train_language_model(self.data, assets.cache() / "judges")
+        return train_language_model(self.data, assets.cache() / "judges", self.language_epochs)
 
     @cached_property
     def known(self) -> frozenset[str]:
