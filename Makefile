@@ -38,7 +38,7 @@ demo-text: install
 	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/location overwrite=true n=8 condition.topic=location guidance.scale=3
 	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/not-location overwrite=true n=8 condition.topic=location guidance.scale=-1
 	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/infill overwrite=true n=8 condition.infill="What is the ____ of ..." guidance.scale=2
-	$(BIN)/polyguide evaluate run=$(DEMO)/text/run out=$(DEMO)/text overwrite=true n=80 'scales=[-1,0,1,3]'
+	$(BIN)/polyguide evaluate run=$(DEMO)/text/run out=$(DEMO)/text overwrite=true n=50 'scales=[-1,0,1,3]'
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest

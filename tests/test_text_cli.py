@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.delenv("POLYGUIDE_DATA", raising=False)
         patch.setattr("modalities.text.metrics.train_judge", few)
-        patch.setattr("modalities.text.metrics.train_language_model", partial(train_language_model, epochs=1, batch=16))
+        patch.setattr(
+            "modalities.text.metrics.train_language_model", lambda data, cache, epochs: train_language_model(data, cache, 1, batch=16)
+        )
         # Hydra composes a config twice, the first time to see whether it says hydra.mode=MULTIRUN. None of these does.
         patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
         jaxtyping.config.update("jaxtyping_disable", True)  # as for users

@@ -265,7 +265,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return LanguageModel(*args, width=64, layers=1)
 
     monkeypatch.setattr("modalities.text.language.LanguageModel", smaller)
-    monkeypatch.setattr(module, "train_language_model", partial(train_language_model, epochs=70, batch=32, lr=0.01))
+
+    def longer(data: Any, cache: Path, epochs: int) -> LanguageModel:
+        return train_language_model(data, cache, 70, batch=32, lr=0.01)
+
+    monkeypatch.setattr(module, "train_language_model", longer)
 
 
 def test_training_teaches_the_data_and_its_attributes(unchecked: None, quick: None, cache: Path):
