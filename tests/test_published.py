@@ -23,6 +23,7 @@ from guidance.cli import run
 from guidance.noise import Stream
 from guidance.noise import normal as addressed
 from modalities.audio import published
+from modalities.audio.mel import Mel
 from modalities.stubs import torchaudio_transforms
 
 torchaudio_transforms()  # torchaudio, which the package's modules import too, without its compiled part where that does not load

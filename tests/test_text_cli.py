@@ -365,7 +365,7 @@ def test_every_step_of_training_shows_parts_of_its_sentences(place: Path, monkey
     assert u.shape == (3, 4, 4) and len(u.unique()) == u.numel() and u.min() >= 0 and u.max() < 1, "other parts in every step"
 
 
-def test_unknown_words_and_long_sentences_are_counted_in_one_line(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_unknown_words_and_long_sentences_are_counted_in_one_line_a_split(place: Path, capsys: pytest.CaptureFixture[str]):
     lines = ["a b c"] * 8 + ["a x b", "a b c d e f"]
     Path("odd.txt").write_text("\n".join(lines) + "\n")
     settings = [
@@ -381,7 +381,10 @@ def test_unknown_words_and_long_sentences_are_counted_in_one_line(place: Path, c
     assert run(["train", *TINY, *settings]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("polyguide: ")]
     # the fifth and the tenth are held out
-    assert said == ["polyguide: text_file: 0 of 8 training sentences are longer than 4 tokens and left out; 1 of 24 tokens are unknown"]
+    assert said == [
+        "polyguide: text_file: 0 of 8 training sentences are longer than 4 tokens and left out; 1 of 24 tokens are unknown",
+        "polyguide: text_file: 1 of 2 held-out sentences are longer than 4 tokens and left out; 0 of 3 tokens are unknown",
+    ]
 
 
 def test_previews_are_text(place: Path):
