@@ -18,12 +18,11 @@ import torch
 from torch.nn import ModuleDict
 
 from guidance import checkpoint
-from guidance.condition import Label
 from guidance.config import build, leaves, resolve
 from guidance.errors import UserError, one_of
 from guidance.guide import CFG
-from guidance.modality import Judge, Modality
-from guidance.model import PARTS, SAMPLER, Model, assemble, load, told
+from guidance.modality import Modality
+from guidance.model import PARTS, SAMPLER, Model, assemble, load, with_codec
 from guidance.noise import Stream, normal
 from guidance.process import corrupt, level
 from guidance.sampler import Callback, Progress
@@ -68,10 +67,11 @@ def folder(config: Mapping[str, Any], key: str) -> Path:
     return Path(str(value)).expanduser()
 
 
-def changed(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def settings_of(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A group of settings that may be empty."""
     value = config.get(key) or {}
     if not isinstance(value, Mapping):
-        raise UserError(f"{key} is given by setting, e.g. {key}.schedule.s=0.001, got {key}={value!r}")
+        raise UserError(f"{key} is given by setting, {key}.SETTING=VALUE, got {key}={value!r}")
     return value
 
 
@@ -148,7 +148,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     torch.manual_seed(seed)  # the initial weights
     modality, denoiser = assemble(checkpoint.located(config, out))
     parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
-    parts["loss"] = told(parts["loss"], modality)
+    parts["loss"] = with_codec(parts["loss"], modality)
     parts["dropout"].check(list(modality.conditions))
     objective = Objective(denoiser, modality.codec, **parts, conditions=modality.conditions)
     pinned = {"data": modality.data.pinned(), **(modality.pinned() if modality.pinned else {})}
@@ -250,7 +250,7 @@ def class_table(
 
 def sampling(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """The settings that all commands which draw samples share, as `Model.sample` takes them; the run's own sampler by default."""
-    chosen = changed(config, "sampler")
+    chosen = settings_of(config, "sampler")
     if "_target_" not in chosen:
         chosen = {**(model.config.get("sampler") or SAMPLER), **chosen}
     chosen = dict(chosen)
@@ -295,60 +295,14 @@ def nth(value: Any, k: int, n: int) -> Any:
 
 SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.json", "samples.jsonl", "index.html")
 EVALUATION_FILES = ("metrics.csv", "curves.png", "table.*", "evaluation.json")
-
-
 SHOWN = 64  # samples printed, where they are words
-
-
-class Seen:
-    """What is said of samples, batch after batch: their words, and the class that each attribute's judge sees, with its probability.
-
-    Args:
-        wanted: whether to ask judges; None: where samples are words, unless the data to train judges on is not there.
-    """
-
-    def __init__(self, model: Model, wanted: Any):
-        if wanted not in (None, True, False):
-            raise UserError(f"judge is true, false or null, got {wanted!r}")
-        self.model, self.wanted = model, wanted
-        self.texts: list[str] = []
-        self.classes: dict[str, list[tuple[str, float]]] = {}
-        self.judges = self._judges() if wanted else None
-
-    def _judges(self) -> Mapping[str, Judge]:
-        modality = self.model.modality
-        labels = [name for name, spec in modality.conditions.items() if isinstance(spec, Label)]
-        return {name: modality.metrics.judge(modality.data, name) for name in labels}
-
-    def __call__(self, decoded: Any) -> None:
-        modality = self.model.modality
-        words = modality.render.words(decoded)
-        self.texts += words
-        if self.wanted is None and words and self.judges is None:
-            try:
-                self.judges = self._judges()
-            except UserError as error:
-                self.judges = {}
-                print(f"no judge's view of the samples: {error}")
-        for name, judge in (self.judges or {}).items():
-            spec = modality.conditions[name]
-            assert isinstance(spec, Label)
-            best = judge(decoded)[1].softmax(-1).max(-1)
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            self.classes.setdefault(name, []).extend((spec.classes[k], round(p, 4)) for k, p in pairs)
-
-    def rows(self, n: int) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = [{"text": text} for text in self.texts] or [{} for _ in range(n)]
-        for name, found in self.classes.items():
-            for row, pair in zip(rows, found, strict=False):
-                row.setdefault("seen", {})[name] = pair
-        return rows
 
 
 def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide sample"""
     from guidance.evaluate import Evaluations
     from guidance.page import gallery
+    from guidance.seen import Seen
 
     threads(config)
     n, out, overwrite, animate = whole_number(config, "n"), folder(config, "out"), flag(config, "overwrite"), flag(config, "animate")
@@ -357,7 +311,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
         raise UserError(f"guidance={config['guidance']} is no guidance; choose guidance=cfg, guidance=compose or guidance=interval")
     if not isinstance(config["condition"], Mapping):
         raise UserError(f"condition is given by attribute, e.g. condition.digit=3, got condition={config['condition']!r}")
-    model = load(folder(config, "run"), device=device_of(config), settings=leaves(changed(config, "model")))
+    model = load(folder(config, "run"), device=device_of(config), settings=leaves(settings_of(config, "model")))
     settings = sampling(config, model)
     render, codec = model.modality.render, model.modality.codec
     counter, frames = Evaluations(), []
@@ -413,7 +367,7 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     if not isinstance(config["scales"], list) or not config["scales"]:
         raise UserError(f"scales is a list of numbers, e.g. scales=[-1,0,1,3], got {config['scales']!r}")
     scales = [check_number(scale, "scales") for scale in config["scales"]]
-    model = load(folder(config, "run"), device=device_of(config), settings=leaves(changed(config, "model")))
+    model = load(folder(config, "run"), device=device_of(config), settings=leaves(settings_of(config, "model")))
     settings = sampling(config, model)
     name, given = default_attribute(model, config["attribute"]), config["given"]
     if given not in GIVEN:

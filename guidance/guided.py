@@ -158,7 +158,7 @@ class GuidedDenoiser:
         absent = [~torch.stack([keep.cpu() for keep in term.condition.keep.values()]).any(0) for term in self.terms if len(term.condition)]
         return torch.stack(absent) if absent else torch.ones(len(self.terms), self.n, dtype=torch.bool)
 
-    def _told_nothing(self, live: Bool[Tensor, "k b"]) -> Bool[Tensor, "k b"]:
+    def _withheld(self, live: Bool[Tensor, "k b"]) -> Bool[Tensor, "k b"]:
         """The null condition's rows of samples that some other condition guides too."""
         null = self._null()
         return null & (live & ~null).any(0)
@@ -166,7 +166,7 @@ class GuidedDenoiser:
     def _split(self, model: str, live: Bool[Tensor, "k b"]) -> list[_Call]:
         embedded, mine = self._embedded[model], self._of(model) & live
         rows, samples = embedded.row[mine], mine.nonzero()[:, 1]
-        guess = ~self._told_nothing(live)[mine] if self._withholds(model) else torch.ones(len(rows), dtype=torch.bool)
+        guess = ~self._withheld(live)[mine] if self._withholds(model) else torch.ones(len(rows), dtype=torch.bool)
         size = self.max_rows or max(len(rows), 1)
         calls = []
         for part, who, shown in zip(*(torch.split(t, size) for t in (rows, samples, guess)), strict=True):

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance.checkpoint import fill, write_atomically
-from guidance.condition import Condition
+from guidance.condition import Condition, Label
 from guidance.errors import UserError
 from guidance.modality import Data, Split
 
@@ -55,6 +55,14 @@ def fingerprint(data: Data, attribute: str | None, version: str) -> str:
         digest.update(part.numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode())
     digest.update(json.dumps([attribute, version, len(data.train), len(data.test), list(data.shape)]).encode())
     return digest.hexdigest()[:16]
+
+
+def classes(data: Data, attribute: str) -> tuple[str, ...]:
+    """What a judge of an attribute tells apart. UserError where the attribute has no classes."""
+    spec = data.conditions[attribute]
+    if not isinstance(spec, Label):
+        raise UserError(f"the attribute {attribute!r} has no classes to judge")
+    return spec.classes
 
 
 class TrainedJudge:

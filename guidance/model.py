@@ -36,14 +36,14 @@ def assemble(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
         raise UserError(f"the config has no {missing[0]!r}, which a model needs")
     parts = {key: build(config[key], key) for key in ("data", "network", "schedule", "parameterization")}
     modality: Modality = build(config["modality"], "modality", data=parts["data"], network=parts["network"])
-    parts["parameterization"] = told(parts["parameterization"], modality)
+    parts["parameterization"] = with_codec(parts["parameterization"], modality)
     flags = {
         name: bool(getattr(modality.network, name, default)) for name, default in (("self_condition", False), ("null_self_condition", True))
     }
     return modality, Denoiser(modality.network, parts["schedule"], parts["parameterization"], **flags)
 
 
-def told(part: Any, modality: Modality) -> Any:
+def with_codec(part: Any, modality: Modality) -> Any:
     """A parameterization or loss; one with ``_partial_`` in its config is still to be told the codec."""
     return part(codec=modality.codec) if isinstance(part, functools.partial) else part
 

@@ -47,7 +47,7 @@ from guidance.condition import Partial, reveal
 from guidance.config import leaves
 from guidance.guide import WeightedSum
 from guidance.modality import Modality
-from guidance.model import SAMPLER, Model, positive, replace_setting, told
+from guidance.model import SAMPLER, Model, positive, replace_setting, with_codec
 from guidance.noise import Stream, uniform
 from guidance.process import Level
 from guidance.schedule import inverse
@@ -533,12 +533,12 @@ def test_a_config_names_no_other_files(name: str):
 
 def test_parts_that_are_still_to_be_told_the_codec_are_told():
     modality = model().modality
-    made = told(functools.partial(CrossEntropy), modality)
+    made = with_codec(functools.partial(CrossEntropy), modality)
     assert isinstance(made, CrossEntropy) and made.codec is modality.codec
-    made = told(functools.partial(Expected, temperature=0.5), modality)
+    made = with_codec(functools.partial(Expected, temperature=0.5), modality)
     assert made.codec is modality.codec and made.temperature == 0.5
     other = X0()
-    assert told(other, modality) is other
+    assert with_codec(other, modality) is other
 
 
 # A trained run

@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance.condition import Condition, ConditionSpec, Label
-from guidance.errors import UserError
-from guidance.judge import TrainedJudge, train_judge
+from guidance.judge import TrainedJudge, classes, train_judge
 from guidance.modality import Data, Judge
 from modalities import assets
 from modalities.audio.mel import Mel
@@ -94,14 +93,12 @@ class AudioMetrics:
         self.rate, self.conditions = rate, conditions
 
     def judge(self, data: Data, attribute: str) -> Judge:
-        spec = data.conditions[attribute]
-        if not isinstance(spec, Label):
-            raise UserError(f"the attribute {attribute!r} has no classes to judge")
+        count = len(classes(data, attribute))
         hop = 2 ** round(np.log2(self.rate / 62.5))  # about 16 ms: 128 samples at 8 kHz
         length = -(-data.shape[0] // hop) * hop
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = Listener(Mel(self.rate, length, 64, hop, 4 * hop), len(spec.classes))
+            network = Listener(Mel(self.rate, length, 64, hop, 4 * hop), count)
         settings = {"cache": assets.cache() / "judges", "version": "audio-2"}
         judge: TrainedJudge = train_judge(network, data, attribute, lambda wave: wave, augment, steps=700, batch=64, **settings)
         return judge

@@ -7,9 +7,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from guidance.condition import Condition, Label
-from guidance.errors import UserError
-from guidance.judge import TrainedJudge, train_judge
+from guidance.condition import Condition
+from guidance.judge import TrainedJudge, classes, train_judge
 from guidance.modality import Data, Judge
 from modalities import assets
 
@@ -52,12 +51,10 @@ class ImageMetrics:
     """Judges, and ink and slant."""
 
     def judge(self, data: Data, attribute: str) -> Judge:
-        spec = data.conditions[attribute]
-        if not isinstance(spec, Label):
-            raise UserError(f"the attribute {attribute!r} has no classes to judge")
+        count = len(classes(data, attribute))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = Classifier(data.shape[0], len(spec.classes))
+            network = Classifier(data.shape[0], count)
         judge: TrainedJudge = train_judge(network, data, attribute, prepare, augment, cache=assets.cache() / "judges", version="image-1")
         return judge
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from guidance.condition import Condition, Label
+from guidance.condition import Condition
 from guidance.errors import UserError
-from guidance.judge import TrainedJudge, train_judge
+from guidance.judge import TrainedJudge, classes, train_judge
 from guidance.modality import Data, Judge
 from modalities import assets
 from modalities.text.data import TextData
@@ -114,12 +114,10 @@ class TextMetrics:
         return [decode([k for k in row if k != PAD]) for row in decoded.tolist()]
 
     def judge(self, data: Data, attribute: str) -> Judge:
-        spec = data.conditions[attribute]
-        if not isinstance(spec, Label):
-            raise UserError(f"the attribute {attribute!r} has no classes to judge")
+        count = len(classes(data, attribute))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = Reader(len(spec.classes))
+            network = Reader(count)
         settings = {"cache": assets.cache() / "judges", "version": "text-1", "steps": 600, "batch": 64, "lr": 5e-3}
 
         def prepare(texts: Sequence[str] | Tensor) -> Int[Tensor, "n grams"]:
