@@ -11,6 +11,8 @@ COMMANDS = {
     "train": "train a model from a config: polyguide train data=digits out=runs/digits",
     "sample": "draw guided samples: polyguide sample run=runs/digits n=16 condition.digit=3 guidance.scale=4 out=samples",
     "evaluate": "measure a model over a range of scales: polyguide evaluate run=runs/digits",
+    "experiment": "measure a question over many cells: polyguide experiment run=runs/digits experiment=inverse",
+    "report": "put experiments of several runs on one page: polyguide report RUN... out=report.html",
     "list": "what can be chosen: modalities, data sets, networks, samplers, guidance, and where each is",
 }
 
@@ -72,6 +74,11 @@ def run(arguments: list[str]) -> int:
             from guidance.listing import listing
 
             print(listing(), end="", flush=True)
+            return 0
+        if command == "report":
+            from guidance.experiment.report import command as report
+
+            report(rest)
             return 0
         from guidance.hydra import launch
 

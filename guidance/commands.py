@@ -18,14 +18,16 @@ import torch
 from torch.nn import ModuleDict
 
 from guidance import checkpoint
+from guidance.bar import Bar
 from guidance.config import build, leaves, resolve
 from guidance.errors import UserError, one_of
 from guidance.guide import CFG
+from guidance.holdout import parse, without
 from guidance.modality import Modality
 from guidance.model import PARTS, SAMPLER, Model, assemble, load, with_codec
 from guidance.noise import Stream, normal
 from guidance.process import corrupt, level
-from guidance.sampler import Callback, Progress
+from guidance.sampler import Callback
 from guidance.schedule import Schedule
 
 
@@ -153,9 +155,9 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     objective = Objective(denoiser, modality.codec, **parts, conditions=modality.conditions)
     pinned = {"data": modality.data.pinned(), **(modality.pinned() if modality.pinned else {})}
     config |= {section: {**config[section], **found} for section, found in pinned.items()}
-    split = modality.data.train
-    if not len(split):
+    if not len(modality.data.train):
         raise UserError(f"there is nothing to train on: {modality.data.name} has no training items")
+    split = without(modality.data.train, parse(config.get("holdout", []), modality.conditions))
     steps = checkpoint.saved_steps(out) if going_on else []
     if steps and checkpoint.check(checkpoint.latest(out)) >= trainer.steps:
         print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
@@ -248,6 +250,12 @@ def class_table(
     return model.modality.render.table(decoded, path, [f"{scale:g}" for scale in scales], classes)
 
 
+def loaded(config: Mapping[str, Any]) -> Model:
+    """The model of a command that draws samples."""
+    settings = leaves(settings_of(config, "model"))
+    return load(folder(config, "run"), device=device_of(config), settings=settings, precision=str(config["precision"]))
+
+
 def sampling(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """The settings that all commands which draw samples share, as `Model.sample` takes them; the run's own sampler by default."""
     chosen = settings_of(config, "sampler")
@@ -269,23 +277,6 @@ def sampling(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
         "batch_size": None if config["batch_size"] is None else whole_number(config, "batch_size"),
         "max_rows": None if config["max_rows"] is None else whole_number(config, "max_rows"),
     }
-
-
-class Bar:
-    """A progress bar over all steps of all batches, with the time left; shown from the first step on."""
-
-    def __init__(self, total: int, what: str):
-        self.total, self.what = total, what
-        self.bar: Any = None
-
-    def __call__(self, progress: Progress) -> None:
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=self.total, desc=self.what, unit="step", leave=False)
-        self.bar.update()
-        if self.bar.n == self.total:
-            self.bar.close()
 
 
 def nth(value: Any, k: int, n: int) -> Any:
@@ -311,7 +302,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
         raise UserError(f"guidance={config['guidance']} is no guidance; choose guidance=cfg, guidance=compose or guidance=interval")
     if not isinstance(config["condition"], Mapping):
         raise UserError(f"condition is given by attribute, e.g. condition.digit=3, got condition={config['condition']!r}")
-    model = load(folder(config, "run"), device=device_of(config), settings=leaves(settings_of(config, "model")))
+    model = loaded(config)
     settings = sampling(config, model)
     render, codec = model.modality.render, model.modality.codec
     counter, frames = Evaluations(), []
@@ -346,7 +337,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     checkpoint.write_atomically(out / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     asked = [shorten(", ".join(f"{name}={value}" for name, value in of.items()), 80) for of in given]
     about = f"guidance {config['guidance']}, {settings['steps']} steps, seed {settings['seed']}"
-    page = gallery(f"{n} samples of {config['run']}", about, files, asked, render.element)
+    page = gallery(f"{n} samples of {config['run']}", about, files, asked)
     checkpoint.write_atomically(out / "index.html", page.encode())
     for line in lines[:SHOWN]:
         if "text" in line:
@@ -358,16 +349,17 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide evaluate"""
-    from guidance.evaluate import GIVEN, as_csv, as_text, default_attribute, reference
+    from guidance.evaluate import GIVEN, default_attribute, reference
     from guidance.evaluate import evaluate as measure
     from guidance.plots import quality_curves
+    from guidance.table import as_csv, as_text, flat
 
     threads(config)
     n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), folder(config, "out")
     if not isinstance(config["scales"], list) or not config["scales"]:
         raise UserError(f"scales is a list of numbers, e.g. scales=[-1,0,1,3], got {config['scales']!r}")
     scales = [check_number(scale, "scales") for scale in config["scales"]]
-    model = load(folder(config, "run"), device=device_of(config), settings=leaves(settings_of(config, "model")))
+    model = loaded(config)
     settings = sampling(config, model)
     name, given = default_attribute(model, config["attribute"]), config["given"]
     if given not in GIVEN:
@@ -379,13 +371,39 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     rows, _ = measure(model, scales, n, attribute=name, given=given, draw=partial(model.sample, **settings), ref=ref, callbacks=[bar])
     clear(out, EVALUATION_FILES)
     drawn = class_table(model, scales, out / "table.png", attribute=name, given=given, **settings)
-    table = [ref.real, *rows]
+    table = [{"scale": "real", "n": ref.n, **ref.real}, *rows]
     checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
     quality_curves(rows, ref.real, out / "curves.png")
     judged = None if ref.judge is None else ref.judge.accuracy
-    facts = {"config": config, "attribute": name, "judge_accuracy": judged, "rows": table}
+    facts = {"config": config, "attribute": name, "judge_accuracy": judged, "rows": [flat(row) for row in table]}
     checkpoint.write_atomically(out / "evaluation.json", json.dumps(facts, indent=1, default=str).encode())
     print(as_text(table))
     about = f"; the judge is right on {judged:.1%} of held-out data" if judged is not None else ""
     print(f"\n{name or 'all'}: {n} samples a scale from the same noise, {settings['steps']} steps{about}")
     print(f"metrics.csv, curves.png and {drawn.name} are in {out}")
+
+
+def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """polyguide experiment"""
+    from guidance.experiment.conduct import conduct
+    from guidance.experiment.findings import Experiment
+    from guidance.experiment.report import written
+
+    threads(config)
+    n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), folder(config, "out")
+    asked = config["experiment"]
+    made = build(asked, "experiment")
+    if not isinstance(made, Experiment):
+        raise UserError(f"experiment={asked!r} is no experiment; `polyguide list` shows what can be chosen")
+    vacant(out, True, ())
+    model = loaded(config)
+    settings = sampling(config, model) | {"model": settings_of(config, "model")}
+    settings["grid"](settings["schedule"] or model.denoisers["main"].schedule, settings["steps"])  # a grid that does not fit is refused
+
+    def variant(name: str, of: Mapping[str, Any]) -> Model:
+        place = out / "variants" / name
+        train({**deepcopy(dict(of)), "out": str(place), "resume": True, "overwrite": False, "threads": None}, [])
+        return loaded({**config, "run": str(place)})
+
+    result = conduct(made, asked, model, out, n, settings, overwrite=overwrite, make=variant)
+    written([[result]], out, f"{made.title}: {model.modality.data.name}")

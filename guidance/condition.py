@@ -96,10 +96,13 @@ class Condition:
         return equal
 
 
+OTHERS = "*"
+
+
 @dataclass(frozen=True)
 class Dropout:
     """Conditioning dropout, a pure function: each sample loses all attributes at once with probability ``joint``, and beside
-    that each attribute by itself with probability ``each`` (one number, or one an attribute).
+    that each attribute by itself with probability ``each``: one number, or one an attribute, ``"*"`` for all others.
 
     Joint dropout is Ho & Salimans' p_uncond; independent dropout trains the single-attribute models that composition needs.
     """
@@ -114,15 +117,15 @@ class Dropout:
 
     def check(self, attributes: Sequence[str]) -> None:
         """UserError where a rate is given for an attribute that is not among these."""
-        if isinstance(self.each, Mapping) and (unknown := self.each.keys() - set(attributes)):
-            raise one_of("attribute to drop", min(unknown), list(attributes))
+        if isinstance(self.each, Mapping) and (unknown := self.each.keys() - {*attributes, OTHERS}):
+            raise one_of("attribute to drop", min(unknown), [*attributes, OTHERS])
 
     def __call__(self, condition: Condition, u: Float[Tensor, "b columns"]) -> Condition:
         """``u``: uniform numbers, one column for the joint decision and one for each attribute, in the condition's order."""
         self.check(list(condition.keep))
         keep = {}
         for column, (name, mask) in enumerate(condition.keep.items(), start=1):
-            rate = self.each.get(name, 0.0) if isinstance(self.each, Mapping) else self.each
+            rate = self.each.get(name, self.each.get(OTHERS, 0.0)) if isinstance(self.each, Mapping) else self.each
             keep[name] = mask & ((u[:, 0] >= self.joint) & (u[:, column] >= rate)).to(mask.device)
         return replace(condition, keep=keep)
 
@@ -171,13 +174,31 @@ def reveal(specs: Mapping[str, ConditionSpec], condition: Condition, draw: Calla
 
 @dataclass(frozen=True)
 class Label:
-    """One of some classes, by name; ``ordered`` where the order of the names means something (thin, medium, bold)."""
+    """One of some classes, by name.
+
+    Args:
+        levels: where they have an order, the classes from least to most, those of a level together: (("thin",), ("medium",), ("bold",)).
+        quantity: of the modality's own measures, the one that grows with the level (ink), so that no judge is needed to see it.
+    """
 
     classes: tuple[str, ...]
-    ordered: bool = False
+    levels: tuple[tuple[str, ...], ...] = ()
+    quantity: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
+        object.__setattr__(self, "levels", tuple(tuple(str(name) for name in level) for level in self.levels))
+        names = [name for level in self.levels for name in level]
+        for name in names:
+            if name not in self.classes:
+                raise one_of("class", name, self.classes)
+        if len(names) != len(set(names)) or len(self.levels) == 1 or not all(self.levels):
+            raise UserError(f"levels are two groups of classes or more, each class in one; got {self.levels}")
+
+    def level(self, classes: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        """The level of each class; -1 where it has none."""
+        of = {name: k for k, names in enumerate(self.levels) for name in names}
+        return torch.tensor([of.get(name, -1) for name in self.classes])[classes.cpu()]
 
     def parse(self, value: object) -> Tensor:
         if isinstance(value, float) and value.is_integer() and str(value) not in self.classes:

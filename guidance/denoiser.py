@@ -45,6 +45,8 @@ class Denoiser:
     With ``self_condition`` the network sees its earlier, guided, guess of x0 (Chen et al., 2208.04202). Without ``null_self_condition``
     guidance withholds it from the null condition's rows, whose guess would otherwise carry the condition into them (Strudel et al.,
     2211.04236); a sample that is guided by the null condition alone keeps it.
+
+    ``precision`` is the network's own when it is sampled (torch.bfloat16, say; None: that of its weights); all around it stays float32.
     """
 
     network: Network
@@ -52,6 +54,7 @@ class Denoiser:
     parameterization: Parameterization
     self_condition: bool = False
     null_self_condition: bool = True
+    precision: torch.dtype | None = None
 
     def output(
         self, x_t: Float[Tensor, "b *d"], level: Level, context: Context, x0_hat: Float[Tensor, "b *d"] | None = None
@@ -70,8 +73,9 @@ class Denoiser:
     def __call__(
         self, x_t: Float[Tensor, "b *d"], level: Level, context: Context, x0_hat: Float[Tensor, "b *d"] | None = None
     ) -> Prediction:
-        output, x_t, shown = self.output(x_t, level, context, x0_hat)
-        return self.parameterization.read(output, x_t, shown)
+        with torch.autocast(x_t.device.type, self.precision, enabled=self.precision is not None):
+            output, x_t, shown = self.output(x_t, level, context, x0_hat)
+        return self.parameterization.read(output.to(x_t.dtype), x_t, shown)
 
 
 class NoiseEmbedding(nn.Module):

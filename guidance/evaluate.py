@@ -1,7 +1,5 @@
 """A model measured over a range of guidance scales, from the same starting noise at every scale."""
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from guidance import measures
+from guidance import estimate, measures
 from guidance.condition import Condition, Label, Partial
 from guidance.errors import UserError, one_of
+from guidance.estimate import Estimate
 from guidance.guide import CFG
 from guidance.judge import read
 from guidance.modality import Judge, Metrics, Split
@@ -104,29 +103,58 @@ class Reference:
 
     judge: Judge | None  # None for a model without an attribute that has classes
     features: Float[Tensor, "n f"] | None  # of the training data
+    radius: Float[Tensor, "n"] | None  # of its manifold
     label: Int[Tensor, "n"]
-    train_flat: Tensor
-    test_flat: Tensor
-    real: Mapping[str, Any]  # the measures of the held-out data themselves: the floor
+    flat: Float[Tensor, "n size"]  # the training data, as copies of it are told
+    copy_distance: Float[Tensor, ""]
+    real: Mapping[str, Estimate]  # the measures of the held-out data themselves: the floor
+    n: int  # held-out items
 
-    def measured(self, metrics: Metrics, samples: Any, of: Cases) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if self.judge is not None and self.features is not None:
-            features, logits = self.judge(samples)
-            precision, recall = measures.precision_recall(features, self.features)
-            found = {
-                "accuracy": (logits.argmax(-1) == of.label).float().mean().item(),
-                "frechet": measures.frechet(features, self.features),
-                "inception_score": measures.inception_score(logits),
-                "modified_inception_score": measures.modified_inception_score(logits),
-                "am_score": measures.am_score(logits, self.label),
-                "precision": precision,
-                "recall": recall,
-                "diversity": measures.diversity(features, of.label),
-            }
-        found["copies"] = measures.copies(metrics.flat(samples), self.train_flat, self.test_flat)
-        own = metrics.measure(samples, of.condition, of.original)
-        return found | {name: value.nanmean().item() if isinstance(value, Tensor) else value for name, value in own.items()}
+    def measured(
+        self, metrics: Metrics, samples: Any, of: Cases, quantities: Mapping[str, Float[Tensor, "n"]] | None = None
+    ) -> dict[str, Estimate]:
+        """Every measure of some samples, with its interval; what a judge sees of them first. ``quantities``: the modality's own, where
+        they have been measured already."""
+        found: dict[str, Estimate] = {}
+        if self.judge is not None:
+            found = self.judged(*self.judge(samples), of.label)
+        found["copies"] = estimate.share(measures.nearest(metrics.flat(samples), self.flat) <= self.copy_distance)
+        own = metrics.measure(samples, of.condition, of.original) if quantities is None else quantities
+        found |= {name: estimate.of(value) for name, value in own.items()}
+        return found | self.together(metrics, samples)
+
+    def judged(self, features: Float[Tensor, "n f"], logits: Float[Tensor, "n classes"], label: Int[Tensor, "n"]) -> dict[str, Estimate]:
+        assert self.features is not None and self.radius is not None
+        real, radius = self.features, self.radius
+
+        def recall(index: Tensor) -> float:
+            chosen = features[index]
+            return float(measures.within(real, chosen, measures.radii(chosen)).float().mean())
+
+        statistics: dict[str, Callable[[Tensor], float]] = {
+            "frechet": lambda index: measures.frechet(features[index], real),
+            "inception_score": lambda index: measures.inception_score(logits[index]),
+            "modified_inception_score": lambda index: measures.modified_inception_score(logits[index]),
+            "am_score": lambda index: measures.am_score(logits[index], self.label),
+            "recall": recall,
+            "diversity": lambda index: measures.diversity(features[index], label[index]),
+        }
+        return {
+            "accuracy": estimate.share(logits.argmax(-1) == label),
+            "precision": estimate.share(measures.within(features, real, radius)),
+            **{name: estimate.statistic(function, len(features)) for name, function in statistics.items()},
+        }
+
+    def together(self, metrics: Metrics, samples: Any) -> dict[str, Estimate]:
+        def one(name: str) -> Estimate:
+            return estimate.statistic(lambda index: metrics.together(chosen(samples, index))[name], len(samples))
+
+        return {name: one(name) for name in metrics.together(samples)}
+
+
+def chosen(samples: Any, index: Int[Tensor, "m"]) -> Any:
+    """Some of decoded samples, which are a tensor or a list."""
+    return samples[index] if isinstance(samples, Tensor) else [samples[k] for k in index.tolist()]
 
 
 def reference(model: Model, attribute: str | None) -> Reference:
@@ -138,9 +166,11 @@ def reference(model: Model, attribute: str | None) -> Reference:
     (train, label, _), (test, test_label, condition) = (read(part, attribute) for part in (data.train, data.test))
     known, held_out = decoded(model, train), decoded(model, test)
     features = judge(known)[0] if judge else None
-    found = Reference(judge, features, label, metrics.flat(known), metrics.flat(held_out), {})
-    real = found.measured(metrics, held_out, Cases(condition, test_label, held_out))
-    return replace(found, real={"scale": "real", "n": len(test_label), **real, "evaluations": 0.0})
+    radius = None if features is None else measures.radii(features)
+    flat = metrics.flat(known)
+    copy_distance = measures.copy_distance(flat, metrics.flat(held_out))
+    found = Reference(judge, features, radius, label, flat, copy_distance, {}, len(test_label))
+    return replace(found, real=found.measured(metrics, held_out, Cases(condition, test_label, held_out)))
 
 
 def evaluate(
@@ -187,31 +217,3 @@ class Evaluations:
         if progress.step == 1:
             self._before = self.rows, self.calls
         self.steps, self.rows, self.calls = progress.steps, self._before[0] + progress.rows, self._before[1] + progress.calls
-
-
-def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All that was measured in any row, the evaluations last; what does not apply to a row stays empty there."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [name for name in names if name != "evaluations"] + [name for name in names if name == "evaluations"]
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    return out.getvalue()
-
-
-def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The same for reading: columns aligned, four digits."""
-
-    def cell(key: str, value: Any) -> str:
-        if not isinstance(value, float):
-            return "" if value is None else str(value)
-        return f"{value:g}" if key == "scale" else f"{value:.3f}"
-
-    names = columns(rows)
-    cells = [[name.replace("_", " ") for name in names], *([cell(name, row.get(name)) for name in names] for row in rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells)

@@ -3,7 +3,7 @@
 import warnings
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -60,12 +60,18 @@ def precision_recall(samples: Float[Tensor, "n f"], real: Float[Tensor, "m f"], 
 
     A manifold is the union of balls around its points that reach to each one's k-th nearest neighbour.
     """
+    on_real, on_samples = within(samples, real, radii(real, k)), within(real, samples, radii(samples, k))
+    return float(on_real.float().mean()), float(on_samples.float().mean())
 
-    def within(points: Tensor, manifold: Tensor) -> float:
-        radius = torch.cdist(manifold, manifold).kthvalue(min(k + 1, len(manifold)), dim=1).values  # the nearest is itself
-        return float((torch.cdist(points, manifold) <= radius).any(1).float().mean())
 
-    return within(samples, real), within(real, samples)
+def radii(points: Float[Tensor, "n f"], k: int = 3) -> Float[Tensor, "n"]:
+    """How far each point's k-th nearest neighbour is."""
+    return torch.cdist(points, points).kthvalue(min(k + 1, len(points)), dim=1).values  # the nearest is itself
+
+
+def within(points: Float[Tensor, "n f"], others: Float[Tensor, "m f"], radius: Float[Tensor, "m"]) -> Bool[Tensor, "n"]:
+    """Whether each point lies in one of the balls around the others."""
+    return (torch.cdist(points, others) <= radius).any(1)
 
 
 def diversity(features: Float[Tensor, "n f"], label: Int[Tensor, "n"]) -> float:
@@ -84,7 +90,7 @@ def nearest(points: Float[Tensor, "n d"], among: Float[Tensor, "m d"], chunk: in
     return torch.cat([torch.cdist(part, among, compute_mode=exact).min(1).values for part in torch.split(points, chunk)])
 
 
-def copies(samples: Float[Tensor, "n d"], train: Float[Tensor, "m d"], held_out: Float[Tensor, "h d"], q: float = 0.01) -> float:
-    """The share of samples nearer to a training item than all but a share ``q`` of the held-out items are: ``q`` is the floor."""
-    threshold = nearest(held_out, train).quantile(q)
-    return float((nearest(samples, train) <= threshold).float().mean())
+def copy_distance(train: Float[Tensor, "m d"], held_out: Float[Tensor, "h d"], q: float = 0.01) -> Float[Tensor, ""]:
+    """All but a share ``q`` of the held-out items are farther than that from every training item. A sample that is nearer counts as a
+    copy: ``q`` is the floor of such counts."""
+    return nearest(held_out, train).quantile(q)

@@ -100,14 +100,22 @@ class Metrics(Protocol):
         """The judge of an attribute, trained or taken from the cache."""
         ...
 
-    def measure(self, decoded: Any, condition: Condition, original: Any = None) -> Mapping[str, Float[Tensor, "n"] | float]:
-        """Quantities of the modality's own: a number a sample (ink; the error in pitch; length), NaN where one does not apply; or a
-        float for all samples together (the entropy of their words).
+    @property
+    def units(self) -> Mapping[str, str]:
+        """What each of the modality's own measures is, with its unit, to be read beside its name: {"loudness": "dB of full scale"}."""
+        ...
+
+    def measure(self, decoded: Any, condition: Condition, original: Any = None) -> Mapping[str, Float[Tensor, "n"]]:
+        """Quantities of the modality's own: a number a sample (ink; the error in pitch; length), NaN where one does not apply.
 
         Args:
             condition: what was asked for.
             original: real data of that condition, where it was taken from real data.
         """
+        ...
+
+    def together(self, decoded: Any) -> Mapping[str, float]:
+        """Quantities of a set of samples (the entropy of their words)."""
         ...
 
     def flat(self, decoded: Any) -> Float[Tensor, "n size"]:
@@ -125,10 +133,6 @@ class Render(Protocol):
 
     def words(self, decoded: Any) -> Sequence[str]:
         """What a terminal can show of each sample; nothing where that is nothing."""
-        ...
-
-    def element(self, file: Path) -> str:
-        """HTML that shows a saved file, for a page in the same folder."""
         ...
 
     def table(self, decoded: Any, path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:

@@ -25,6 +25,8 @@ from guidance.schedule import Schedule
 PARTS = ("modality", "data", "network", "schedule", "parameterization")
 """What of a config makes a model."""
 
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 SAMPLER = {"_target_": "guidance.sampler.DPMSolver", "steps": 25}
 """Where a run's config does not name a sampler."""
 
@@ -37,10 +39,9 @@ def assemble(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
     parts = {key: build(config[key], key) for key in ("data", "network", "schedule", "parameterization")}
     modality: Modality = build(config["modality"], "modality", data=parts["data"], network=parts["network"])
     parts["parameterization"] = with_codec(parts["parameterization"], modality)
-    flags = {
-        name: bool(getattr(modality.network, name, default)) for name, default in (("self_condition", False), ("null_self_condition", True))
-    }
-    return modality, Denoiser(modality.network, parts["schedule"], parts["parameterization"], **flags)
+    network = modality.network
+    again, null = (bool(getattr(network, name, default)) for name, default in (("self_condition", False), ("null_self_condition", True)))
+    return modality, Denoiser(network, parts["schedule"], parts["parameterization"], again, null)
 
 
 def with_codec(part: Any, modality: Modality) -> Any:
@@ -55,6 +56,7 @@ def load(
     average: bool = True,
     device: torch.device | str = "cpu",
     settings: Mapping[str, Any] | None = None,
+    precision: str = "no",
 ) -> "Model":
     """The model of a run folder.
 
@@ -64,8 +66,12 @@ def load(
         average: the moving average of the weights, or the weights themselves.
         settings: of its config, by dotted name, to be changed for this use, such as {"parameterization.temperature": 0.8}.
 
+        precision: of the network when it samples: "no" (float32), "bf16" or "fp16".
+
     Raises: UserError where the run is missing, cut short, or does not fit its config. Nothing in a run is executed.
     """
+    if precision not in PRECISIONS:
+        raise one_of("precision", precision, list(PRECISIONS))
     run = Path(run)
     config = checkpoint.read_config(run)
     for name, value in (settings or {}).items():
@@ -77,7 +83,7 @@ def load(
     modules = modality.modules()
     checkpoint.fill(modules, folder / ("average.safetensors" if average else "model.safetensors"))
     modules.eval().to(device)
-    return Model(modality, {"main": denoiser}, config, run)
+    return Model(modality, {"main": replace(denoiser, precision=PRECISIONS[precision])}, config, run)
 
 
 def replace_setting(config: dict[str, Any], name: str, value: Any) -> None:

@@ -1,11 +1,13 @@
-"""A page of samples, to open in a browser: what each was asked for, and the sample itself."""
+"""Saved samples as HTML: pictures, players, sentences."""
 
+import base64
 import html
-from collections.abc import Callable, Sequence
+import mimetypes
+from collections.abc import Sequence
 from pathlib import Path
 
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
 body {{ font: 15px system-ui, sans-serif; margin: 2em; }}
 main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(16em, 1fr)); gap: 1em; }}
@@ -20,10 +22,35 @@ figure {{ margin: 0; }} figcaption {{ color: #555; }} img {{ width: 100%; image-
 """
 
 
-def gallery(title: str, about: str, files: Sequence[Path], captions: Sequence[str], element: Callable[[Path], str]) -> str:
-    """HTML with a figure a file; ``element`` is the modality's own way to show one."""
+def media_type(file: Path) -> str:
+    return mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+
+
+def inline(file: Path) -> str:
+    """A file's content as an address, so that a page needs no other file."""
+    return f"data:{media_type(file)};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def element(file: Path, alone: bool = False, about: str = "") -> str:
+    """HTML that shows a file, by its type: for a page in the same folder, or for one that stands ``alone`` and holds the content."""
+    source = inline(file) if alone else html.escape(file.name)
+    about = html.escape(about or file.name)
+    match media_type(file).partition("/")[0]:
+        case "image":
+            return f'<img src="{source}" alt="{about}">'
+        case "audio":
+            return f'<audio controls preload="none" src="{source}" aria-label="{about}"></audio>'
+        case "video":
+            return f'<video controls preload="none" src="{source}" aria-label="{about}"></video>'
+        case "text":
+            return f"<blockquote>{html.escape(file.read_text(encoding='utf-8').strip())}</blockquote>"
+    return f'<a href="{source}" download="{html.escape(file.name)}">{about}</a>'
+
+
+def gallery(title: str, about: str, files: Sequence[Path], captions: Sequence[str]) -> str:
+    """A page in the files' folder, with a figure a file."""
     figures = (
-        f"<figure>{element(file)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f"<figure>{element(file, about=caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
         for file, caption in zip(files, captions, strict=True)
     )
     return PAGE.format(title=html.escape(title), about=html.escape(about), figures="\n".join(figures))

@@ -65,7 +65,7 @@ def test_clipped_is_the_share_at_full_scale_on_either_side():
 
 # Pitch
 
-SCALE = Label(("55", "60", "69", "79"), ordered=True)
+SCALE = Label(("55", "60", "69", "79"), quantity="pitch")
 
 
 def test_notes_in_hertz():

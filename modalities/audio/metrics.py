@@ -69,6 +69,11 @@ def hertz(note: Tensor) -> Tensor:
     return 440 * 2 ** ((note - 69) / 12)
 
 
+def midi(frequency: Tensor) -> Tensor:
+    """The MIDI note number, a fraction, of a frequency in Hz."""
+    return 69 + 12 * (frequency / 440).log2()
+
+
 def log_mel_distance(a: Float[Tensor, "n samples"], b: Float[Tensor, "n samples"], spectrogram: Mel) -> Float[Tensor, "n"]:
     """The root mean square difference of two log-mel spectrograms, in dB."""
     return 100 * (spectrogram.of(a) - spectrogram.of(b)).square().mean((1, 2)).sqrt()
@@ -92,6 +97,22 @@ class AudioMetrics:
     def __init__(self, rate: int, conditions: Mapping[str, ConditionSpec]):
         self.rate, self.conditions = rate, conditions
 
+    @property
+    def units(self) -> Mapping[str, str]:
+        return {
+            "loudness": "dB of full scale",
+            "near_silent": f"share below {NEAR_SILENCE:g} dB of full scale",
+            "clipped": "share of the samples of a clip at full scale",
+            "pitch": "MIDI number: 100 cents each",
+            "cents": "error in pitch, cents",
+            "in_tune": f"share within {IN_TUNE:g} cents of the pitch asked for",
+            "log_mel_distance": "dB",
+            "stft_distance": "spectral convergence and log magnitude",
+        }
+
+    def together(self, decoded: Float[Tensor, "n samples"]) -> Mapping[str, float]:
+        return {}
+
     def judge(self, data: Data, attribute: str) -> Judge:
         count = len(classes(data, attribute))
         hop = 2 ** round(np.log2(self.rate / 62.5))  # about 16 ms: 128 samples at 8 kHz
@@ -106,9 +127,8 @@ class AudioMetrics:
     def measure(
         self, decoded: Float[Tensor, "n samples"], condition: Condition, original: Float[Tensor, "n samples"] | None = None
     ) -> Mapping[str, Float[Tensor, "n"]]:
-        """loudness: dB of full scale. near_silent: below -60 dB. clipped: the share of samples at full scale. With a pitch asked for,
-        cents: the size of the error by YIN; in_tune: within 50 cents. With a mel spectrogram asked for, and the original:
-        log_mel_distance in dB, stft_distance."""
+        """See ``units``. Where the data has an attribute pitch whose quantity that is: pitch, by YIN; and where one is asked for: cents,
+        the size of the error; in_tune. With a mel spectrogram asked for, and the original: log_mel_distance, stft_distance."""
         loudness = 10 * decoded.square().mean(1).clamp(min=1e-12).log10()
         found = {
             "loudness": loudness,
@@ -116,14 +136,15 @@ class AudioMetrics:
             "clipped": (decoded.abs() >= 1).float().mean(1),
         }
         spec = self.conditions.get("pitch")
-        if isinstance(spec, Label) and "pitch" in condition.keep and bool(condition.keep["pitch"].any()):
+        if isinstance(spec, Label) and spec.quantity == "pitch":
             notes = torch.tensor([float(name) for name in spec.classes])
-            asked = hertz(notes[condition.values["pitch"].cpu()])
             low, high = hertz(notes.min() - 5).item(), hertz(notes.max() + 5).item()
-            cents = 1200 * (pitch(decoded, self.rate, low, high) / asked).log2().abs()
-            there = condition.keep["pitch"].cpu()
-            found["cents"] = torch.where(there, cents, torch.nan)
-            found["in_tune"] = torch.where(there, (cents < IN_TUNE).float(), torch.nan)
+            found["pitch"] = midi(pitch(decoded, self.rate, low, high))
+            if "pitch" in condition.keep and bool(condition.keep["pitch"].any()):
+                there = condition.keep["pitch"].cpu()
+                cents = 100 * (found["pitch"] - notes[condition.values["pitch"].cpu()]).abs()
+                found["cents"] = torch.where(there, cents, torch.nan)
+                found["in_tune"] = torch.where(there, (cents < IN_TUNE).float(), torch.nan)
         for name, spec in self.conditions.items():
             if isinstance(spec, Mel) and original is not None and bool(condition.keep[name].all()):
                 found["log_mel_distance"] = log_mel_distance(decoded, original, spec)

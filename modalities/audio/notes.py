@@ -16,6 +16,7 @@ from modalities.audio.clips import Clips, Conditioned
 # General MIDI programs whose pitch can be heard within half a second over the two octaves.
 INSTRUMENTS = {"piano": 0, "vibraphone": 11, "organ": 20, "guitar": 24, "violin": 40, "trumpet": 56, "clarinet": 71, "flute": 73}
 PITCHES = range(55, 80)  # MIDI notes: G3 to G5, 196 to 784 Hz
+REGISTERS = tuple(tuple(str(p) for p in part) for part in (range(55, 63), range(63, 72), range(72, 80)))  # low, middle, high
 LOUDNESS = {"soft": -36.0, "medium": -28.0, "loud": -20.0}  # dB of full scale, root mean square
 VELOCITY = {"soft": 45, "medium": 80, "loud": 115}
 TAKES = 4
@@ -65,7 +66,7 @@ def render_all(font: Path) -> np.ndarray:
 class Notes(Conditioned):
     """2,400 notes of 8 sampled instruments at 25 pitches and 3 loudnesses, 4 takes of each: 0.5 s at 8 kHz.
 
-    Attributes: instrument; pitch, a MIDI number; loudness, ordered. A fifth of the (instrument, pitch) pairs is held out, so that
+    Attributes: instrument; pitch, a MIDI number, and loudness, both ordered. A fifth of the (instrument, pitch) pairs is held out, so that
     samples can be asked for combinations that training never saw.
     """
 
@@ -76,8 +77,8 @@ class Notes(Conditioned):
     def attributes(self) -> Mapping[str, ConditionSpec]:
         return {
             "instrument": Label(tuple(INSTRUMENTS)),
-            "pitch": Label(tuple(str(p) for p in PITCHES), ordered=True),
-            "loudness": Label(tuple(LOUDNESS), ordered=True),
+            "pitch": Label(tuple(str(p) for p in PITCHES), levels=REGISTERS, quantity="pitch"),
+            "loudness": Label(tuple(LOUDNESS), levels=tuple((name,) for name in LOUDNESS), quantity="loudness"),
         }
 
     @cached_property

@@ -28,9 +28,6 @@ class AudioRender:
     def words(self, decoded: Float[Tensor, "n samples"]) -> Sequence[str]:
         return ()
 
-    def element(self, file: Path) -> str:
-        return f'<audio controls preload="none" src="{file.name}"></audio>'
-
     def table(self, decoded: Float[Tensor, "n samples"], path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
         return write(sheet(self.pictures(decoded), rows, columns), path)
 

@@ -18,7 +18,7 @@ from modalities import assets
 from modalities.splits import every_fifth
 
 DIGIT = Label(tuple("0123456789"))
-STROKE = Label(("thin", "medium", "bold"), ordered=True)
+STROKE = Label(("thin", "medium", "bold"), levels=(("thin",), ("medium",), ("bold",)), quantity="ink")
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,34 @@ class Images:
         return Images(self.pixels[index], {name: labels[index] for name, labels in self.labels.items()})
 
 
+def terciles(pixels: np.ndarray, digit: np.ndarray) -> np.ndarray:
+    """Of the ink (the mean pixel) of each digit's images, [10, 2]."""
+    ink = pixels.mean((1, 2))
+    return np.stack([np.quantile(ink[digit == d], (1 / 3, 2 / 3)) for d in range(10)])
+
+
+def stroked(pixels: np.ndarray, digit: np.ndarray, bounds: np.ndarray) -> Images:
+    """Digits with their stroke: thin, medium or bold, by the terciles of the ink of their class."""
+    stroke = (pixels.mean((1, 2))[:, None] > bounds[digit]).sum(1)
+    return Images(torch.from_numpy(pixels.copy())[:, None], {"digit": torch.from_numpy(digit).long(), "stroke": torch.from_numpy(stroke)})
+
+
 class Digits:
-    """1,797 real handwritten digits of 8 x 8 pixels (scikit-learn's copy of the UCI set)."""
+    """1,797 real handwritten digits of 8 x 8 pixels (scikit-learn's copy of the UCI set), with their ``stroke``, as `MNIST` has it."""
 
     name = "digits"
     shape = (1, 8, 8)
-    conditions: Mapping[str, ConditionSpec] = {"digit": DIGIT}
+    conditions: Mapping[str, ConditionSpec] = {"digit": DIGIT, "stroke": STROKE}
 
     @cached_property
     def _splits(self) -> tuple[Images, Images]:
         from sklearn.datasets import load_digits
 
-        pixels, label = load_digits(return_X_y=True)
-        images = Images(
-            torch.from_numpy((pixels * (255 / 16)).round().astype(np.uint8)).view(-1, *self.shape),
-            {"digit": torch.from_numpy(label).long()},
-        )
-        train, test = every_fifth(images.labels["digit"])
-        return images.rows(train), images.rows(test)
+        values, label = load_digits(return_X_y=True)
+        pixels = (values * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8)
+        train, test = (rows.numpy() for rows in every_fifth(label))
+        bounds = terciles(pixels[train], label[train])
+        return stroked(pixels[train], label[train], bounds), stroked(pixels[test], label[test], bounds)
 
     @property
     def train(self) -> Images:
@@ -108,15 +118,8 @@ class MNIST:
     @cached_property
     def _splits(self) -> tuple[Images, Images]:
         train, test = {"small": self._small, "hub": self._hub}.get(self.source, self._folder)()
-        ink, digit = train[0].mean((1, 2)), train[1]
-        terciles = np.stack([np.quantile(ink[digit == d], (1 / 3, 2 / 3)) for d in range(10)])
-        return self._images(*train, terciles), self._images(*test, terciles)
-
-    def _images(self, pixels: np.ndarray, digit: np.ndarray, terciles: np.ndarray) -> Images:
-        stroke = (pixels.mean((1, 2))[:, None] > terciles[digit]).sum(1)
-        return Images(
-            torch.from_numpy(pixels.copy())[:, None], {"digit": torch.from_numpy(digit).long(), "stroke": torch.from_numpy(stroke)}
-        )
+        bounds = terciles(*train)
+        return stroked(*train, bounds), stroked(*test, bounds)
 
     def _small(self) -> Any:
         path = assets.wheel_file(

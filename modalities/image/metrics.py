@@ -50,6 +50,11 @@ def augment(x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Te
 class ImageMetrics:
     """Judges, and ink and slant."""
 
+    units: Mapping[str, str] = {"ink": "mean pixel, 0 to 1", "slant": "shear of the ink; above 0 leans left at the top"}
+
+    def together(self, decoded: UInt8[Tensor, "n c h w"]) -> Mapping[str, float]:
+        return {}
+
     def judge(self, data: Data, attribute: str) -> Judge:
         count = len(classes(data, attribute))
         with torch.random.fork_rng(devices=[]):

@@ -18,9 +18,6 @@ class ImageRender:
     def words(self, decoded: UInt8[Tensor, "n c h w"]) -> Sequence[str]:
         return ()
 
-    def element(self, file: Path) -> str:
-        return f'<img src="{file.name}" alt="{file.name}">'
-
     def table(self, decoded: UInt8[Tensor, "n c h w"], path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
         return write(sheet(decoded, rows, columns), path)
 

@@ -1,8 +1,10 @@
 """Text data sets: TREC's questions, E2E's restaurants, any CSV, JSON lines or plain text file."""
 
+import re
+import statistics
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -16,7 +18,13 @@ from modalities.text import files
 from modalities.text.infill import Infill
 from modalities.text.tokenizer import PAD, UNKNOWN, Tokenizer, Vocabulary, Words
 
-INFILL = "infill"
+INFILL, SIZE = "infill", "length"
+SIZES = ("short", "medium", "long")
+
+
+def words(text: str) -> list[str]:
+    """Words and signs, in lower case."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class TextData:
         classes: names of every attribute's classes; found by looking at the data where it is not given.
         infill: whether parts of sentences can be given.
         spans: see `Infill`.
+        sized: whether the number of words is an attribute too: ``length``, short, medium or long, by terciles of the training data.
     """
 
     length: int = 32
@@ -65,12 +74,18 @@ class TextData:
     classes: Mapping[str, Sequence[str]] | None = None
     infill: bool = True
     spans: int = 5
+    sized: bool = False
 
     name: ClassVar[str]
 
     @property
     def phrases(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
         """Attribute -> value -> phrases, any of which says it: where a sentence can be checked without a judge."""
+        return {}
+
+    @property
+    def levels(self) -> Mapping[str, Sequence[Sequence[str]]]:
+        """Attributes with an order, see `Label`."""
         return {}
 
     def read(self) -> tuple[Sequence[Sentence], Sequence[Sentence]]:
@@ -87,7 +102,17 @@ class TextData:
         train, test = self.read()
         if not train:
             raise UserError(f"{self.name} holds no sentence to train on")
-        return train, test
+        if not self.sized:
+            return train, test
+        if any(SIZE in s.attributes for s in train):
+            raise UserError(f"{self.name} has an attribute {SIZE!r} of its own: pass data.sized=false")
+        low, high = statistics.quantiles([len(words(s.text)) for s in train], n=3)
+
+        def sized(sentence: Sentence) -> Sentence:
+            count = len(words(sentence.text))
+            return replace(sentence, attributes={**sentence.attributes, SIZE: SIZES[(count > low) + (count > high)]})
+
+        return [sized(s) for s in train], [sized(s) for s in test]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -96,12 +121,19 @@ class TextData:
     @cached_property
     def labels(self) -> Mapping[str, Label]:
         if self.classes is not None:
-            return {name: Label(tuple(names)) for name, names in self.classes.items()}
+            return {name: self._label(name, names) for name, names in self.classes.items()}
         found: dict[str, set[str]] = {}
         for sentence in (*self._sentences[0], *self._sentences[1]):
             for name, value in sentence.attributes.items():
                 found.setdefault(name, set()).add(value)
-        return {name: Label(tuple(sorted(values))) for name, values in found.items()}
+        return {name: self._label(name, sorted(values)) for name, values in found.items()}
+
+    def _label(self, name: str, classes: Sequence[str]) -> Label:
+        if self.sized and name == SIZE:
+            return Label(SIZES, tuple((size,) for size in SIZES), quantity="length")
+        there = [tuple(value for value in level if value in classes) for level in self.levels.get(name, ())]
+        levels = tuple(level for level in there if level)
+        return Label(tuple(classes), levels if len(levels) > 1 else ())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -161,7 +193,8 @@ TOPICS = {"DESC": "description", "ENTY": "entity", "HUM": "human", "LOC": "locat
 
 @dataclass
 class Trec(TextData):
-    """5,295 real questions in English about five topics: description, entity, human, location, number (Li & Roth 2002).
+    """5,295 real questions in English about five topics: description, entity, human, location, number (Li & Roth 2002). Where ``sized``
+    (as in its config), their ``length`` is an attribute, too.
 
     The sixth class of the original, abbreviations, has 86 questions and is left out. Every fifth question of a topic is held out.
     """
@@ -200,6 +233,12 @@ SAID = {
 }
 
 
+LEVELS = {
+    "priceRange": (("cheap", "less than £20"), ("moderate", "£20-25"), ("high", "more than £30")),
+    "customer_rating": (("low", "1 out of 5"), ("average", "3 out of 5"), ("high", "5 out of 5")),
+}
+
+
 @dataclass
 class E2E(TextData):
     """Descriptions of restaurants (Novikova et al., 1706.09254) with up to eight attributes: name, eatType, food, priceRange,
@@ -219,6 +258,10 @@ class E2E(TextData):
         """A value's own words; for the areas, prices and ratings also those by which the data says them. familyFriendly has none."""
         own = {name: {value: (value,) for value in label.classes} for name, label in self.labels.items() if name != "familyFriendly"}
         return {name: {value: SAID.get((name, value), words) for value, words in values.items()} for name, values in own.items()}
+
+    @property
+    def levels(self) -> Mapping[str, Sequence[Sequence[str]]]:
+        return LEVELS
 
     def read(self) -> tuple[Sequence[Sentence], Sequence[Sentence]]:
         train, test = files.e2e(self.root)

@@ -1,7 +1,6 @@
 """Measures of sentences: judges, likelihood under a language model, variety, copies, and whether what was asked for is said."""
 
 import math
-import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,16 +15,12 @@ from guidance.errors import UserError
 from guidance.judge import TrainedJudge, classes, train_judge
 from guidance.modality import Data, Judge
 from modalities import assets
-from modalities.text.data import TextData
+from modalities.text.data import TextData, words
 from modalities.text.language import LanguageModel, train_language_model
 from modalities.text.tokenizer import PAD
 
 BUCKETS, GRAMS = 2**15, 3
 WINDOW = 100  # sentences over which variety is counted, so that it does not depend on their number
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def grams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -106,6 +101,18 @@ class TextMetrics:
             raise UserError(f"modality.language_epochs is at least 1, got {language_epochs}")
         self.data, self.language_epochs = data, language_epochs
 
+    @property
+    def units(self) -> Mapping[str, str]:
+        return {
+            "length": "words and signs",
+            "nll": "nats a token, under a language model",
+            "copied": "share of sentences that are in the training data",
+            "repetition": "share of words that repeat",
+            "entropy": "of single words, nats",
+            "distinct_2": f"different pairs of words, share in {WINDOW} sentences",
+            "said": "share of the attributes asked for that are said",
+        }
+
     def plain(self, decoded: Sequence[str] | Tensor) -> Sequence[str]:
         """Texts, of tokens or of texts."""
         if not isinstance(decoded, Tensor):
@@ -147,21 +154,22 @@ class TextMetrics:
 
     def measure(
         self, decoded: Sequence[str], condition: Condition, original: Sequence[str] | None = None
-    ) -> Mapping[str, Float[Tensor, "n"] | float]:
+    ) -> Mapping[str, Float[Tensor, "n"]]:
         """length: words and signs. nll: see there. copied: whether the sentence is one of the training data. repetition: see there.
-        entropy, distinct_2: of all together. Where the data names phrases for its attributes, said: the share of the attributes
-        asked for whose phrases the sentence holds."""
-        found: dict[str, Float[Tensor, "n"] | float] = {
+        Where the data names phrases for its attributes, said: the share of the attributes asked for whose phrases the sentence
+        holds."""
+        found = {
             "length": torch.tensor([float(len(words(text))) for text in decoded]),
             "nll": self.nll(decoded),
             "copied": torch.tensor([float(" ".join(words(text)) in self.known) for text in decoded]),
             "repetition": torch.tensor([repetition(text) for text in decoded]),
-            "entropy": entropy(decoded),
-            "distinct_2": distinct(decoded, 2),
         }
         if self.data.phrases:
             found["said"] = self.said(decoded, condition)
         return found
+
+    def together(self, decoded: Sequence[str]) -> Mapping[str, float]:
+        return {"entropy": entropy(decoded), "distinct_2": distinct(decoded, 2)}
 
     def said(self, texts: Sequence[str], condition: Condition) -> Float[Tensor, "n"]:
         """Of the attributes asked for that have phrases, the share of which a phrase is there; NaN where there is none."""

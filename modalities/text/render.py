@@ -1,6 +1,5 @@
 """Sentences as files and on the screen."""
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +14,6 @@ class TextRender:
 
     def words(self, decoded: Sequence[str]) -> Sequence[str]:
         return decoded
-
-    def element(self, file: Path) -> str:
-        text = file.read_text(encoding="utf-8").strip()
-        return f"<blockquote>{html.escape(text)}</blockquote>"
 
     def table(self, decoded: Sequence[str], path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
         """A paragraph a row, a line a sample."""

@@ -1,0 +1,207 @@
+"""Measuring an experiment's cells: resumable cell by cell, by as many processes as work in its folder."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guidance import checkpoint
+from guidance.bar import Bar
+from guidance.condition import Label
+from guidance.errors import UserError
+from guidance.evaluate import Evaluations, chosen
+from guidance.experiment.asking import named
+from guidance.experiment.cells import FORMAT, Cell, Cells, Measured
+from guidance.experiment.findings import FACTS, Experiment, Result, read_result
+from guidance.experiment.observer import Observer
+from guidance.judge import read
+from guidance.model import Model
+from guidance.page import media_type
+
+SHOWN = 10  # samples of every cell that are kept to be looked at
+OWN = (FACTS, "cells", "samples", "figures", "variants", "*.csv", "report.html")
+"""What an experiment writes into its folder."""
+
+
+def weights(model: Model) -> str:
+    """A name for the weights that a model samples with."""
+    digest = hashlib.sha256()
+    for name, tensor in model.modality.modules().state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def facts_of(
+    model: Model, experiment: Experiment, config: Mapping[str, Any], observer: Observer, terms: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that the report says of the model, and needs to know of its attributes."""
+    modality = model.modality
+    priors = {}
+    for name, label in observer.labels.items():
+        _, values, _ = read(modality.data.train, name)
+        priors[name] = (torch.bincount(values, minlength=len(label.classes)).double() / len(values)).tolist()
+    run_config = {key: value for key, value in model.config.items() if key != "seed"}
+    return {
+        "format": FORMAT,
+        **terms,
+        "experiment": dict(config),
+        "title": experiment.title,
+        "run": str(model.run),
+        "seed": model.config.get("seed"),
+        "config": run_config,
+        "modality": modality.name,
+        "data": modality.data.name,
+        "parameters": sum(p.numel() for p in modality.modules().parameters()),
+        "trained": checkpoint.saved_steps(model.run)[-1] if model.run else None,
+        "held_out": observer.reference.n,
+        "real": {name: [e.value, e.low, e.high, e.n] for name, e in observer.reference.real.items()},
+        "units": dict(modality.metrics.units),
+        "accuracy": dict(observer.accuracy),
+        "attributes": {
+            name: {"classes": list(label.classes), "levels": [list(level) for level in label.levels], "quantity": label.quantity}
+            for name, label in observer.labels.items()
+        },
+        "all_classes": {name: list(spec.classes) for name, spec in modality.conditions.items() if isinstance(spec, Label)},
+        "priors": priors,
+    }
+
+
+def digest(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+OTHER = {"weights": "other weights: the run has been trained since", "trainings": "other settings of its trainings"}
+
+
+def check_same(out: Path, terms: Mapping[str, Any]) -> None:
+    """UserError where a folder holds cells that were measured on other terms."""
+    try:
+        found = read_result(out).facts
+    except UserError as error:
+        raise UserError(f"{error}; or pass overwrite=true, or another out=") from None
+    for name, value in terms.items():
+        if found.get(name) != value:
+            what = OTHER.get(name, f"{name}={found.get(name)}, not {value}")
+            raise UserError(f"out={out} holds an experiment with {what}; pass overwrite=true, or another out=")
+
+
+def conduct(
+    experiment: Experiment,
+    config: Mapping[str, Any],
+    model: Model,
+    out: Path,
+    n: int,
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    make: Callable[[str, Mapping[str, Any]], Model] | None = None,
+) -> Result:
+    """Measure what has not been measured yet.
+
+    Args:
+        config: that the experiment was built from, stored to build it again.
+        settings: of `Model.sample`.
+        overwrite: measure everything anew.
+        make: trains a variant, by its name and config, or takes it as it was trained.
+
+    Raises: UserError where ``out`` holds cells of another run, or of other settings.
+    """
+    observed = experiment.watched(model)
+    cells, trainings = experiment.cells(model, n), experiment.trainings(model)
+    names = [cell.name for cell in cells]
+    if not cells or len(set(names)) < len(names):
+        raise UserError("the experiment has no cells, or two of the same place")
+    terms = {
+        "kind": config["_target_"],
+        "n": n,
+        "seed_of_samples": settings["seed"],
+        "sampler": f"{settings['sampler']!r}, {settings['steps']} steps, {settings['grid']!r}, schedule {settings['schedule']!r}",
+        "precision": str(model.denoisers["main"].precision),
+        "model_settings": str(settings.get("model", {})),
+        "weights": weights(model),
+        "trainings": digest(trainings),
+    }
+    drawing = {key: value for key, value in settings.items() if key != "model"}
+    store = Cells(out)
+    with store.claim("facts", wait=True):
+        if (out / FACTS).exists() and not overwrite:
+            check_same(out, terms)
+        elif overwrite:
+            clear(out)
+    observer: Observer | None = None
+    if not all(map(store.done, cells)) or not (out / FACTS).exists():
+        observer = Observer(model, observed)
+    with store.claim("facts", wait=True):
+        facts = dict(read_result(out).facts) if observer is None else facts_of(model, experiment, config, observer, terms)
+        checkpoint.write_atomically(out / FACTS, json.dumps({**facts, "experiment": dict(config), "cells": names}, indent=1).encode())
+    models = {"": model}
+    for name, variant in trainings.items():
+        if make is None:
+            raise UserError(f"{type(experiment).__name__} trains models of its own, which needs a way to make them")
+        if variant == model.config:
+            models[name] = model
+            continue
+        with store.claim(f"variant-{name}", wait=True):
+            models[name] = make(name, variant)
+    if observer is not None:
+        measure_all(cells, store, models, observer, n, drawing)
+    return read_result(out)
+
+
+def measure_all(
+    cells: Sequence[Cell], store: Cells, models: Mapping[str, Model], observer: Observer, n: int, settings: Mapping[str, Any]
+) -> None:
+    """Every cell that is not done, until all are, whoever does them."""
+
+    def cost(cell: Cell) -> int:
+        return -(-n // (settings["batch_size"] or n)) * (cell.steps or settings["steps"])
+
+    pending = [cell for cell in cells if not store.done(cell)]
+    bar = Bar(sum(map(cost, pending)), "experiment")
+    while pending:
+        mine = 0
+        for cell in pending:
+            with store.claim(cell.name) as claimed:
+                if not claimed:
+                    continue
+                if store.done(cell):
+                    bar.skip(cost(cell))
+                    continue
+                store.write(cell, measure(cell, models[cell.variant], observer, n, settings, store.samples, bar))
+                mine += 1
+        pending = [cell for cell in pending if not store.done(cell)]
+        if pending and not mine:
+            time.sleep(1)  # others are at them
+
+
+def measure(cell: Cell, model: Model, observer: Observer, n: int, settings: Mapping[str, Any], folder: Path, bar: Bar) -> Measured:
+    """Draw a cell's samples, from the same noise as every other's, and measure them."""
+    began, counter = time.perf_counter(), Evaluations()
+    drawing = {**settings, **({"steps": cell.steps} if cell.steps else {})}
+    condition = None if cell.composed else named(model, cell.asked)
+    samples = model.sample(n, condition, guidance=cell.guidance, callbacks=[counter, bar], **drawing)
+    with torch.no_grad():
+        found, arrays = observer(samples, {name: torch.tensor(classes) for name, classes in cell.asked.items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = chosen(samples, torch.arange(min(SHOWN, n)))
+    files = model.modality.render.save(shown, folder, [f"{cell.name}-{k}" for k in range(len(shown))])
+    if media_type(files[0]).partition("/")[0] not in ("image", "text"):  # a picture beside what only plays
+        for k, file in enumerate(files):
+            model.modality.render.table(chosen(shown, torch.tensor([k])), file.with_suffix(".png"), [""], [""])
+    return Measured(cell.at, n, found, arrays, files, counter.rows / (n * counter.steps), time.perf_counter() - began)
+
+
+def clear(out: Path) -> None:
+    """The folder without an experiment's own files; claims stay, they are held by this process."""
+    for path in [path for pattern in OWN for path in out.glob(pattern)]:
+        if path.name == "cells":
+            for file in path.glob("*.*"):
+                if file.is_file():
+                    file.unlink()
+        else:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
