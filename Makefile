@@ -19,26 +19,31 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
-demo: install $(if $(filter all,$(MODALITY)),demo-image demo-audio demo-text,demo-$(MODALITY))  ## train, sample at scales below and above 1, evaluate; MODALITY=image, audio or text: one part
+demo: install $(if $(filter all,$(MODALITY)),demo-image demo-audio demo-text,demo-$(MODALITY))  ## three models, inverse guidance and the trade-off, one page; MODALITY=image, audio or text: one part
+
+# What is done is kept: a demo that was interrupted goes on where it was.
+REPORT = $(BIN)/polyguide report $$(dirname $(DEMO)/*/run/experiments/*/experiment.json) out=$(DEMO) title="Guidance in three modalities"
 
 demo-image: install
-	$(BIN)/polyguide train data=digits out=$(DEMO)/run resume=true
-	$(BIN)/polyguide evaluate run=$(DEMO)/run out=$(DEMO) overwrite=true n=300 'scales=[-2,-1,0,1,1.5,2,4]'
+	$(BIN)/polyguide train data=digits out=$(DEMO)/image/run resume=true
+	$(BIN)/polyguide experiment run=$(DEMO)/image/run experiment=tradeoff n=300 'experiment.scales=[0,1,1.5,2,4]'
+	$(BIN)/polyguide experiment run=$(DEMO)/image/run experiment=inverse n=200 'experiment.scales=[-2,-1,0,1]'
+	$(REPORT)
 
 demo-audio: install
 	$(BIN)/polyguide train modality=audio data=notes out=$(DEMO)/audio/run resume=true
-	$(BIN)/polyguide sample run=$(DEMO)/audio/run out=$(DEMO)/audio/flute overwrite=true n=8 \
-		condition.instrument=flute condition.pitch=67 guidance.scale=3 sampler=dpm
-	$(BIN)/polyguide sample run=$(DEMO)/audio/run out=$(DEMO)/audio/not-flute overwrite=true n=8 \
-		condition.instrument=flute condition.pitch=67 guidance.scale=-1 sampler=dpm
-	$(BIN)/polyguide evaluate run=$(DEMO)/audio/run out=$(DEMO)/audio overwrite=true n=200 given=train 'scales=[-1,0,1,2,3]'
+	$(BIN)/polyguide experiment run=$(DEMO)/audio/run experiment=tradeoff n=100 'experiment.scales=[0,1,2,4]' experiment.given=train precision=bf16
+	$(BIN)/polyguide experiment run=$(DEMO)/audio/run experiment=inverse n=100 'experiment.scales=[-2,-1,0,1]' precision=bf16 \
+		'experiment.ordered_scales=[-2,-1,0,1]'
+	$(REPORT)
 
 demo-text: install
 	$(BIN)/polyguide train modality=text data=trec out=$(DEMO)/text/run resume=true
-	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/location overwrite=true n=8 condition.topic=location guidance.scale=3
-	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/not-location overwrite=true n=8 condition.topic=location guidance.scale=-1
 	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/infill overwrite=true n=8 condition.infill="What is the ____ of ..." guidance.scale=2
-	$(BIN)/polyguide evaluate run=$(DEMO)/text/run out=$(DEMO)/text overwrite=true n=50 'scales=[-1,0,1,3]'
+	$(BIN)/polyguide experiment run=$(DEMO)/text/run experiment=tradeoff n=60 'experiment.scales=[0,1,2,4]' precision=bf16
+	$(BIN)/polyguide experiment run=$(DEMO)/text/run experiment=inverse n=60 'experiment.scales=[-2,-1,0,1]' precision=bf16 \
+		'experiment.ordered_scales=[-2,-1,0,1]'
+	$(REPORT)
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest

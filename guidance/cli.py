@@ -12,7 +12,7 @@ COMMANDS = {
     "sample": "draw guided samples: polyguide sample run=runs/digits n=16 condition.digit=3 guidance.scale=4 out=samples",
     "evaluate": "measure a model over a range of scales: polyguide evaluate run=runs/digits",
     "experiment": "measure a question over many cells: polyguide experiment run=runs/digits experiment=inverse",
-    "report": "put experiments of several runs on one page: polyguide report RUN... out=report.html",
+    "report": "put experiments of several runs on one page: polyguide report RUN... out=report",
     "list": "what can be chosen: modalities, data sets, networks, samplers, guidance, and where each is",
 }
 

@@ -21,7 +21,7 @@ from guidance.judge import TrainedJudge, train_judge
 from modalities.audio.clips import Clips
 from modalities.audio.files import write_wav
 from modalities.audio.mel import Mel
-from modalities.audio.metrics import AudioMetrics, Listener, augment, hertz, log_mel_distance, pitch, stft_distance
+from modalities.audio.metrics import AudioMetrics, Listener, augment, hertz, log_mel_distance, midi, pitch, stft_distance
 from modalities.audio.render import INK, MELS, WAVE_HEIGHT, WIDTH, AudioRender
 
 RATE = 8000
@@ -91,6 +91,31 @@ def test_cents_are_for_those_that_were_asked_for_a_pitch():
     none = AudioMetrics(RATE, {"pitch": SCALE}).measure(waves, Condition(values, {"pitch": torch.zeros(3, dtype=torch.bool)}))
     other = AudioMetrics(RATE, {"pitch": Vector(1)}).measure(waves, Condition.of(pitch=torch.zeros(3, 1)))
     assert "cents" not in none and "cents" not in other
+    assert some["pitch"].tolist() == none["pitch"].tolist() == pytest.approx([69, 69, 70], abs=0.07), "whatever was asked for"
+    assert "in_tune" not in none and "pitch" not in other
+
+
+def test_a_pitch_is_measured_where_the_attribute_says_that_it_is_one():
+    wave = sine([440.0])
+    named = AudioMetrics(RATE, {"pitch": Label(SCALE.classes)}).measure(wave, Condition.of(pitch=torch.tensor([2])))
+    other = AudioMetrics(RATE, {"pitch": Label(SCALE.classes, quantity="loudness")}).measure(wave, Condition.of(pitch=torch.tensor([2])))
+    assert set(named) == set(other) == {"loudness", "near_silent", "clipped"}
+    unasked = AudioMetrics(RATE, {"pitch": SCALE}).measure(wave, Condition())
+    assert set(unasked) == {"loudness", "near_silent", "clipped", "pitch"} and unasked["pitch"].item() == pytest.approx(69, abs=0.07)
+
+
+def test_note_numbers_and_hertz_are_inverse_and_a_hundred_cents_each():
+    notes = torch.tensor([21.0, 57.0, 60.5, 69.0, 108.0])
+    torch.testing.assert_close(midi(hertz(notes)), notes)
+    torch.testing.assert_close(midi(torch.tensor([440.0, 220.0, 261.6256])), torch.tensor([69.0, 57.0, 60.0]))
+
+
+def test_every_measure_of_sounds_has_a_unit():
+    metrics = AudioMetrics(RATE, {"pitch": SCALE, "mel": SPECTROGRAM})
+    wave = noise(0, 2, 2048)
+    found = metrics.measure(wave, Condition.of(pitch=torch.tensor([0, 1]), mel=SPECTROGRAM.of(wave)), wave)
+    assert set(found) == set(metrics.units) and metrics.together(wave) == {} and all(metrics.units.values())
+    assert all(value.shape == (2,) for value in found.values())
 
 
 def test_a_pitch_is_that_of_most_of_a_clip():
@@ -358,4 +383,3 @@ def test_tables_and_animations_show_the_pictures(tmp_path: Path):
     assert gif.n_frames == 3
     many = Image.open(render.animate([waves.repeat(5, 1)] * 2, tmp_path / "y.gif"))
     assert many.size[0] < 5 * WIDTH, "at most sixteen of them, four in a row"
-    assert 'src="000001.wav"' in render.element(Path("000001.wav")) and render.element(Path("x")).startswith("<audio controls")

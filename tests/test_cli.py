@@ -74,7 +74,7 @@ def model(trained: Path) -> guidance.Model:
 
 def test_a_run_folder_holds_all_that_was_chosen(trained: Path):
     config = yaml.safe_load((trained / "config.yaml").read_text())
-    assert config["network"]["channels"] == 8 and config["trainer"]["lr"] == 0.01 and config["dropout"]["each"] == 0.1
+    assert config["network"]["channels"] == 8 and config["trainer"]["lr"] == 0.01 and config["dropout"]["each"] == 0.2
     assert config["data"] == {"_target_": "modalities.image.data.Digits"} and not {"out", "resume", "overwrite"} & config.keys()
     assert checkpoint.saved_steps(trained) == [30, 60]
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").open()]
@@ -106,6 +106,7 @@ def test_a_run_that_is_trained_already_is_left_alone(trained: Path, capsys: pyte
         ("seed=4", "seed"),
         ("loss=min_snr", "loss.weighting._target_"),
         ("dropout=joint", "dropout.joint"),
+        ("holdout=[{digit: 3, stroke: bold}]", "holdout"),
         ("+trainer.foo=3", "trainer.foo"),
     ],
 )
@@ -275,7 +276,8 @@ def test_an_evaluation_measures_the_samples_of_every_scale(trained: Path, capsys
     said = capsys.readouterr().out
     rows = list(csv.DictReader(Path("out/metrics.csv").read_text().splitlines()))
     assert [row["scale"] for row in rows] == ["real", "-1", "0", "1", "2.5"]
-    assert [float(row["evaluations"]) for row in rows] == [0, 2, 1, 1, 2]
+    assert [row["evaluations"] for row in rows] == ["", "2", "1", "1", "2"], "none for real data"
+    assert {row["n"] for row in rows[1:]} == {"24"}
     classes = [str(k % 10) for k in range(24)]
     for row, scale in zip(rows[1:], (-1.0, 0.0, 1.0, 2.5), strict=True):
         made = model(trained).sample(24, {"digit": classes}, guidance=CFG(scale), steps=2, seed=3)
@@ -283,14 +285,20 @@ def test_an_evaluation_measures_the_samples_of_every_scale(trained: Path, capsys
         judge = model(trained).modality.metrics.judge(model(trained).modality.data, "digit")
         hits = judge(made)[1].argmax(1) == torch.arange(24) % 10
         assert float(row["accuracy"]) == pytest.approx(hits.float().mean().item(), abs=1 / 23)
+    measured = [name for name in rows[0] if not name.endswith(("_low", "_high")) and name not in ("scale", "n", "evaluations")]
+    assert list(rows[0]) == ["scale", "n", *(f"{name}{end}" for name in measured for end in ("", "_low", "_high")), "evaluations"]
+    assert {"accuracy", "frechet", "inception_score", "precision", "recall", "diversity", "copies", "ink", "slant"} <= set(measured)
+    assert all(float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"]) for row in rows for name in measured)
     held_out = model(trained).modality.data.test.pixels
     assert float(rows[0]["ink"]) == pytest.approx(held_out.float().mean().item() / 255, abs=1e-4) and rows[0]["n"] == "355"
     assert f"the judge is right on {judge.accuracy:.1%} of held-out data" in said
     facts = json.loads(Path("out/evaluation.json").read_text())
     assert facts["judge_accuracy"] == judge.accuracy and facts["attribute"] == "digit" and len(facts["rows"]) == 5
+    for name in rows[1]:
+        assert facts["rows"][1][name] == pytest.approx(float(rows[1][name]), rel=1e-4), "the same to more digits"
     draw = partial(model(trained).sample, steps=2, seed=3, batch_size=10)
     python, _ = evaluate(model(trained), [-1.0, 2.5], 24, draw=draw)
-    assert [row["frechet"] for row in python] == pytest.approx([float(rows[1]["frechet"]), float(rows[4]["frechet"])], rel=1e-4)
+    assert [row["frechet"].value for row in python] == pytest.approx([float(rows[1]["frechet"]), float(rows[4]["frechet"])], rel=1e-4)
 
 
 def test_an_evaluation_goes_into_the_run_by_default(trained: Path):

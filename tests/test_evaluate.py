@@ -1,17 +1,20 @@
 """What is asked for in an evaluation, and evaluations of models without classes, on a data set of numbers."""
 
-import csv
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.linalg
+import scipy.stats
 import torch
 from torch import Tensor, nn
 
 from guidance import CFG, Condition, Cosine, Label, UserError, V, Vector
 from guidance.denoiser import Denoiser
-from guidance.evaluate import as_csv, as_text, cases, default_attribute, evaluate, label_attribute, reference, with_attribute
+from guidance.estimate import Estimate
+from guidance.evaluate import cases, default_attribute, evaluate, label_attribute, reference, with_attribute
 from guidance.judge import read
 from guidance.modality import Modality
 from guidance.model import Model
@@ -88,6 +91,7 @@ class Recorder:
     """Metrics that keep what they were asked."""
 
     asked: list[tuple[Tensor, Condition, Any]] = field(default_factory=list)
+    units = {"first": "itself", "total": "of all"}
 
     def judge(self, data: Any, attribute: str) -> Parity:
         assert attribute == "parity"
@@ -97,6 +101,9 @@ class Recorder:
         self.asked.append((decoded, condition, original))
         some = torch.where(torch.arange(len(decoded)) % 2 == 0, decoded[:, 0], torch.nan)
         return {"first": some} | ({} if original is None else {"distance": (decoded - original).abs().mean(1)})
+
+    def together(self, decoded: Tensor) -> dict[str, float]:
+        return {"total": decoded[:, 0].sum().item()}
 
     def flat(self, decoded: Tensor) -> Tensor:
         return decoded
@@ -108,9 +115,6 @@ class Nothing:
 
     def words(self, decoded: Any) -> list[str]:
         return []
-
-    def element(self, file: Path) -> str:
-        return file.name
 
     def table(self, decoded: Any, path: Path, rows: Any, columns: Any) -> Path:
         return path
@@ -188,16 +192,22 @@ def test_the_attribute_to_evaluate_by():
 def test_real_data_is_measured_against_itself():
     with_classes, without = model(), model(("size",))
     judged, plain = reference(with_classes, "parity"), reference(without, None)
-    assert judged.real["accuracy"] == 1 and judged.real["n"] == 6 and judged.real["scale"] == "real"
-    assert (
-        plain.judge is None and plain.features is None and set(plain.real) == {"scale", "n", "copies", "first", "distance", "evaluations"}
-    )
+    assert judged.real["accuracy"].value == 1 and judged.real["accuracy"].n == judged.n == plain.n == 6
+    assert plain.judge is None and plain.features is None and plain.radius is None
+    assert set(plain.real) == {"copies", "first", "distance", "total"} and all(isinstance(e, Estimate) for e in plain.real.values())
+    assert judged.features is not None and judged.radius is not None and judged.features[:, 0].tolist() == list(range(20))
+    ends = [min(3, k, 19 - k) for k in range(20)]  # a point has neighbours at 1, 1, 2 on either side, fewer at the ends
+    assert judged.radius.tolist() == pytest.approx([2**0.5 * (3 - min(1, end)) for end in ends], rel=1e-5)
     for ref, of in ((judged, with_classes), (plain, without)):
         ((decoded, condition, original),) = of.modality.metrics.asked
-        assert decoded.tolist() == original.tolist() == [[k, k] for k in range(100, 106)] and ref.real["distance"] == 0
+        assert decoded.tolist() == original.tolist() == [[k, k] for k in range(100, 106)] and ref.real["distance"].value == 0
         assert condition.values["size"].tolist() == [[float(k)] for k in range(100, 106)] and bool(condition.keep["size"].all())
-        assert ref.real["first"] == 102, "the mean of those to which it applies: 100, 102, 104"
-        assert torch.equal(ref.train_flat, torch.arange(20.0)[:, None].expand(-1, 2)) and torch.equal(ref.test_flat, decoded)
+        first = ref.real["first"]
+        assert (first.value, first.n) == (102, 3), "the mean of those to which it applies: 100, 102, 104"
+        assert ref.real["total"].value == sum(range(100, 106)) and ref.real["total"].n == 6
+        assert torch.equal(ref.flat, torch.arange(20.0)[:, None].expand(-1, 2))
+        # Of six held-out items the nearest is 81 from the last training item, the next 82, in both coordinates.
+        assert ref.copy_distance.item() == pytest.approx(2**0.5 * 81.05) and ref.real["copies"].value == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize("held", [0, 1])
@@ -222,23 +232,13 @@ def test_samples_are_drawn_for_and_measured_by_what_was_asked(names: tuple[str, 
     for (_, condition, _), row, (decoded, seen, original) in zip(drawn, rows, of.modality.metrics.asked[1:], strict=True):
         assert len(condition) == len(expected.condition) and (not names or bool(condition.same(expected.condition).all()))
         assert seen.values.keys() == set(names) and torch.equal(original, expected.original)
-        assert row["distance"] == row["scale"] and row["evaluations"] == 30 / 20 and row["n"] == 4
-        assert row["first"] == decoded[::2, 0].mean().item() and ("accuracy" in row) == ("parity" in names)
+        assert row["distance"].value == row["scale"] and row["evaluations"] == 30 / 20 and row["n"] == 4
+        assert row["first"].value == decoded[::2, 0].mean().item() and ("accuracy" in row) == ("parity" in names)
+        assert row["total"].value == decoded[:, 0].sum().item()
+        assert all(isinstance(value, Estimate) == (name not in ("scale", "n", "evaluations")) for name, value in row.items())
         # Training data ends at 19; one in a hundred held-out items lies within 81.05 of that.
-        assert row["copies"] == (decoded[:, 0] - 19 <= 81.05).float().mean().item()
-    assert "parity" not in names or [row["accuracy"] for row in rows] == [1, 0], "three more is the other parity"
-
-
-def test_rows_are_written_to_five_digits_and_aligned():
-    rows = [{"scale": "real", "n": 3, "first": 1.0}, {"scale": -1.5, "n": 40, "first": 123.456789}]
-    assert list(csv.reader(as_csv(rows).splitlines())) == [["scale", "n", "first"], ["real", "3", "1"], ["-1.5", "40", "123.46"]]
-    assert as_text(rows).splitlines() == ["scale   n    first", " real   3    1.000", " -1.5  40  123.457"]
-
-
-def test_rows_that_lack_a_measure_leave_its_place_empty():
-    rows = [{"scale": "real", "cents": 1.0, "ink": 0.5}, {"scale": 2.0, "ink": 0.25}]
-    assert as_csv(rows).splitlines() == ["scale,cents,ink", "real,1,0.5", "2,,0.25"]
-    assert [line.split() for line in as_text(rows).splitlines()] == [["scale", "cents", "ink"], ["real", "1.000", "0.500"], ["2", "0.250"]]
+        assert row["copies"].value == (decoded[:, 0] - 19 <= 81.05).float().mean().item()
+    assert "parity" not in names or [row["accuracy"].value for row in rows] == [1, 0], "three more is the other parity"
 
 
 def test_items_without_the_attribute_are_neither_asked_for_nor_judged():

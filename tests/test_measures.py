@@ -14,7 +14,7 @@ from torch import Tensor
 
 from guidance import Condition
 from guidance.judge import TrainedJudge, fingerprint, read, train_judge
-from guidance.measures import copies, diversity, frechet, inception_score, nearest, precision_recall
+from guidance.measures import copy_distance, diversity, frechet, inception_score, nearest, precision_recall, radii, within
 from modalities.image.data import Digits, Images
 from modalities.image.metrics import Classifier, augment, prepare
 
@@ -90,18 +90,29 @@ def test_precision_and_recall_of_half():
 def test_precision_and_recall_count_points_within_balls(k: int):
     samples, real = draws(1, 40, 2, 0.7, 0.5).double(), draws(2, 55, 2).double()
 
-    def within(points: np.ndarray, manifold: np.ndarray) -> float:
-        inside = 0
+    def inside(points: np.ndarray, manifold: np.ndarray) -> float:
+        found = 0
         for point in points:
             for centre in manifold:
                 distances = sorted(float(np.linalg.norm(centre - other)) for other in manifold)  # the first is its own: 0
                 if np.linalg.norm(point - centre) <= distances[min(k, len(manifold) - 1)]:
-                    inside += 1
+                    found += 1
                     break
-        return inside / len(points)
+        return found / len(points)
 
-    expected = within(samples.numpy(), real.numpy()), within(real.numpy(), samples.numpy())
+    expected = inside(samples.numpy(), real.numpy()), inside(real.numpy(), samples.numpy())
     assert precision_recall(samples, real, k) == pytest.approx(expected)
+    assert float(within(samples, real, radii(real, k)).double().mean()) == pytest.approx(expected[0])
+
+
+def test_radii_reach_to_the_kth_nearest_neighbour_and_balls_hold_their_border():
+    points = on_a_line(0, 1, 3, 7)
+    assert radii(points, 1).tolist() == [1, 1, 2, 4] and radii(points, 2).tolist() == [3, 2, 3, 6]
+    assert radii(points).tolist() == radii(points, 99).tolist() == [7, 6, 4, 7], "the third, or the last there is"
+    assert radii(points[:1]).tolist() == [0]
+    radius = torch.tensor([1.0, 0.0, 0.5, 0.25], dtype=torch.float64)
+    asked = on_a_line(-1, -1.01, 1, 1.01, 2.5, 3.51, 7.25, 7.26)
+    assert within(asked, points, radius).tolist() == [True, False, True, False, True, False, True, False]
 
 
 # Diversity
@@ -122,6 +133,18 @@ def test_nearest_distances():
     points, among = draws(0, 1030, 2), draws(1, 40, 2)
     expected = [min(float(np.linalg.norm(p - a)) for a in among.numpy()) for p in points[-5:].numpy()]
     torch.testing.assert_close(nearest(points, among)[-5:], torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+def copies(samples: Tensor, train: Tensor, held_out: Tensor, q: float = 0.01) -> float:
+    return float((nearest(samples, train) <= copy_distance(train, held_out, q)).double().mean())
+
+
+def test_the_distance_of_copies_is_a_quantile_of_that_of_held_out_items():
+    train, held_out = on_a_line(0, 100), on_a_line(10, 20, 30, 40, 51, 61, 72, 83, 94, 105)
+    far = [5, 6, 10, 17, 20, 28, 30, 39, 40, 49]  # to the nearer of 0 and 100, sorted
+    for q in (0.0, 0.01, 0.1, 0.5, 0.77, 1.0):
+        assert copy_distance(train, held_out, q).item() == pytest.approx(np.quantile(far, q)), "as numpy's"
+    assert copy_distance(train, held_out).item() == pytest.approx(np.quantile(far, 0.01))
 
 
 def test_copies_of_training_data_are_counted():

@@ -26,6 +26,7 @@ from guidance import Condition, Label, UserError
 from guidance.checkpoint import located
 from guidance.condition import reveal
 from guidance.config import build
+from guidance.page import element
 from modalities.text import files
 from modalities.text.data import E2E, INFILL, Sentence, TextData, TextFile, Trec
 from modalities.text.infill import Infill
@@ -950,7 +951,8 @@ def test_sentences_are_files_of_text(tmp_path: Path):
     saved_as = render.save(texts, tmp_path, ["0", "1", "2"])
     assert [path.name for path in saved_as] == ["0.txt", "1.txt", "2.txt"]
     assert [path.read_bytes().decode("utf-8") for path in saved_as] == ["größe & <b>\n", "\n", "音\n"]
-    assert render.element(saved_as[0]) == "<blockquote>größe &amp; &lt;b&gt;</blockquote>" and render.words(texts) == texts
+    assert render.words(texts) == texts
+    assert element(saved_as[0]) == element(saved_as[0], alone=True) == "<blockquote>größe &amp; &lt;b&gt;</blockquote>"
 
 
 def test_tables_of_sentences(tmp_path: Path):

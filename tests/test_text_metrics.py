@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from guidance import Condition, Label, UserError
-from guidance.evaluate import Cases, Reference, as_csv, as_text
+from guidance.estimate import Estimate
+from guidance.evaluate import Cases, Reference
 from guidance.judge import train_judge
-from guidance.measures import copies
+from guidance.measures import copy_distance, nearest
+from guidance.table import as_csv, as_text, short
 from modalities.text import metrics as module
 from modalities.text.data import Sentence, TextData
 from modalities.text.language import LanguageModel, train_language_model
@@ -373,7 +375,8 @@ def test_values_without_phrases_are_not_counted(monkeypatch: pytest.MonkeyPatch)
 def test_everything_is_measured_a_text_or_for_all_together(even: Even):
     texts = ["a cat and a cat.", "A Cat and a Dog .", "a cat and a cat and", ""]
     found = METRICS.measure(texts, asked([{"topic": 0}] * 4))
-    assert list(found) == ["length", "nll", "copied", "repetition", "entropy", "distinct_2", "said"]
+    assert list(found) == ["length", "nll", "copied", "repetition", "said"]
+    assert set(METRICS.units) == {*found, *METRICS.together(texts)}
     assert found["length"].tolist() == [6, 6, 6, 0]
     # Sentence 0 is of the training data, as is sentence 1 but for letters and spacing.
     trained = {" ".join(words(s.text)) for s in DATA.read()[0]}
@@ -381,7 +384,8 @@ def test_everything_is_measured_a_text_or_for_all_together(even: Even):
     assert found["copied"].tolist() == [1, 0, 0, 0]
     assert METRICS.measure(["A  CAT and a dog!"], asked([{}]))["copied"].tolist() == [1]
     torch.testing.assert_close(found["repetition"], torch.tensor([1 / 5, 0, 2 / 5, 0]))
-    assert found["entropy"] == entropy(texts) and found["distinct_2"] == distinct(texts, 2) and isinstance(found["entropy"], float)
+    together = METRICS.together(texts)
+    assert together == {"entropy": entropy(texts), "distinct_2": distinct(texts, 2)} and isinstance(together["entropy"], float)
     assert torch.equal(found["nll"], METRICS.nll(texts)) and found["said"].tolist() == [1, 1, 1, 0]
 
 
@@ -396,18 +400,20 @@ def test_texts_are_far_apart_by_their_words_and_pairs():
     assert squares[0] == [0, 0, 2, 2, 3]  # of one pair each; of a word and a pair; of two words and a pair
     assert flat.sum(1).tolist() == [3, 3, 3, 5, 0] and flat.shape == (5, 512)
     train, test = (METRICS.flat([s.text for s in part]) for part in DATA.read())
-    assert copies(train, train, test) == 1
-    assert copies(METRICS.flat(["something else entirely"]), train, test) == 0
+    assert bool((nearest(train, train) <= copy_distance(train, test)).all())
+    assert not bool((nearest(METRICS.flat(["something else entirely"]), train) <= copy_distance(train, test)).any())
 
 
 def test_quantities_of_all_together_stand_in_a_table_beside_means(even: Even):
     texts = ["a cat and a cat.", "a cat"]
-    ref = Reference(None, None, torch.zeros(2, dtype=torch.long), METRICS.flat(texts), METRICS.flat(["b", "c"]), {})
+    flat = METRICS.flat(texts)
+    ref = Reference(None, None, None, torch.zeros(2, dtype=torch.long), flat, copy_distance(flat, METRICS.flat(["b", "c"])), {}, 2)
     row = ref.measured(METRICS, texts, Cases(asked([{"topic": 0}, {}]), torch.zeros(2, dtype=torch.long)))
-    assert row["entropy"] == entropy(texts) and row["distinct_2"] == distinct(texts, 2)
-    assert row["length"] == 4 and row["said"] == 1 and row["copied"] == 0.5  # said: of those that were asked
-    assert all(isinstance(value, float) for value in row.values())
-    assert f"{row['entropy']:.5g}" in as_csv([row]) and "distinct 2" in as_text([row])
+    assert row["entropy"].value == entropy(texts) and row["distinct_2"].value == distinct(texts, 2)
+    assert row["length"].value == 4 and row["said"].value == 1 and row["copied"].value == 0.5
+    assert row["said"].n == 1 and row["length"].n == 2, "said: of those that were asked"
+    assert all(isinstance(value, Estimate) for value in row.values())
+    assert f",{entropy(texts):.5g}," in as_csv([row]) and short(row["entropy"]) in as_text([row]) and "distinct 2" in as_text([row])
 
 
 def test_labels_are_as_the_data_has_them():

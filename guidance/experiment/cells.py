@@ -70,7 +70,7 @@ def plain(guidance: Guidance) -> bool:
 class Measured:
     """A cell as it was measured.
 
-    ``arrays``, a row a sample: "class.ATTRIBUTE", the class that is seen (-1: none); "p.ATTRIBUTE", a judge's probabilities;
+    ``arrays``, a row a sample: "class.ATTRIBUTE", the class that is seen (-1: none); "p.ATTRIBUTE", the classes' probabilities;
     "asked.ATTRIBUTE"; and the modality's own quantities by name.
     """
 
@@ -133,18 +133,26 @@ class Cells:
             return None
         try:
             facts = json.loads(path.read_text())
-            check_format(facts, path)
+        except (OSError, ValueError):
+            raise cut_short(path) from None
+        check_format(facts, path)
+        arrays = read_tensors(self.folder / f"{name}.safetensors")
+        try:
             return Measured(
                 facts["at"],
                 facts["n"],
                 {key: Estimate(*values) for key, values in facts["estimates"].items()},
-                read_tensors(self.folder / f"{name}.safetensors"),
+                arrays,
                 [self.samples / file for file in facts["samples"]],
                 facts["evaluations"],
                 facts["seconds"],
             )
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{path} is cut short; delete it and run the experiment again: only that cell is measured anew") from None
+        except (ValueError, KeyError, TypeError):
+            raise cut_short(path) from None
+
+
+def cut_short(path: Path) -> UserError:
+    return UserError(f"{path} is cut short; delete it and run the experiment again: only that cell is measured anew")
 
 
 def check_format(facts: Any, path: Path) -> None:

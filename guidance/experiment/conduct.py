@@ -24,8 +24,8 @@ from guidance.model import Model
 from guidance.page import media_type
 
 SHOWN = 10  # samples of every cell that are kept to be looked at
-OWN = (FACTS, "cells", "samples", "figures", "variants", "*.csv", "report.html")
-"""What an experiment writes into its folder."""
+OWN = (FACTS, "cells", "samples")
+"""What is measured anew with overwrite=true. Figures, tables and the page are written over; trainings are kept."""
 
 
 def weights(model: Model) -> str:
@@ -127,30 +127,33 @@ def conduct(
         "trainings": digest(trainings),
     }
     drawing = {key: value for key, value in settings.items() if key != "model"}
-    store = Cells(out)
-    with store.claim("facts", wait=True):
-        if (out / FACTS).exists() and not overwrite:
-            check_same(out, terms)
-        elif overwrite:
-            clear(out)
+    store, known = Cells(out), out / FACTS
+    if known.exists() and not overwrite:
+        check_same(out, terms)
     observer: Observer | None = None
-    if not all(map(store.done, cells)) or not (out / FACTS).exists():
-        observer = Observer(model, observed)
+    if overwrite or not known.exists() or list(read_result(out).facts["attributes"]) != list(observed) or not all(map(store.done, cells)):
+        observer = Observer(model, observed)  # what is wrong with the data is said before anything is removed
     with store.claim("facts", wait=True):
+        if overwrite:
+            clear(out)
+        elif known.exists():  # by now, perhaps, of a process that began at the same time
+            check_same(out, terms)
         facts = dict(read_result(out).facts) if observer is None else facts_of(model, experiment, config, observer, terms)
-        checkpoint.write_atomically(out / FACTS, json.dumps({**facts, "experiment": dict(config), "cells": names}, indent=1).encode())
-    models = {"": model}
-    for name, variant in trainings.items():
-        if make is None:
-            raise UserError(f"{type(experiment).__name__} trains models of its own, which needs a way to make them")
-        if variant == model.config:
-            models[name] = model
-            continue
-        with store.claim(f"variant-{name}", wait=True):
-            models[name] = make(name, variant)
+        checkpoint.write_atomically(known, json.dumps({**facts, "experiment": dict(config), "cells": names}, indent=1).encode())
     if observer is not None:
+        models = {"": model}
+        for name in dict.fromkeys(cell.variant for cell in cells if cell.variant and not store.done(cell)):
+            models[name] = model if trainings[name] == model.config else trained(name, trainings[name], store, make)
         measure_all(cells, store, models, observer, n, drawing)
     return read_result(out)
+
+
+def trained(name: str, config: Mapping[str, Any], store: Cells, make: Callable[[str, Mapping[str, Any]], Model] | None) -> Model:
+    """A variant's model, made by one process while others wait."""
+    if make is None:
+        raise UserError("this experiment trains models of its own, which needs a way to make them")
+    with store.claim(f"variant-{name}", wait=True):
+        return make(name, config)
 
 
 def measure_all(

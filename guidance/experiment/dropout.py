@@ -92,7 +92,8 @@ class DropoutStudy:
             if place["how"] != "alone":
                 row["both_right"] = pooled(results, place, share_as_asked(dict.fromkeys(names, 1.0)))
             rows.append({key: value for key, value in row.items() if value is not None})
-        caption = f"alone: the classes of {names[0]} in turn; joint: {' and '.join(names)} of training items; sum: the same from single conditions."
+        both = " and ".join(names)
+        caption = f"alone: the classes of {names[0]} in turn; joint: {both} of training items; sum: the same from single conditions."
         built.tables.append(Table("dropout", caption, rows))
 
         def lines(how: str, measure: str) -> list[Series]:
@@ -108,7 +109,7 @@ class DropoutStudy:
             Panel("guidance scale", label_of("accuracy", units), lines("alone", "accuracy"), title=f"{names[0]} alone"),
         ]
         if len(names) > 1:
-            both = f"share of samples with {' and '.join(names)} right"
+            both = f"share of samples with {both} right"
             panels += [
                 Panel("guidance scale", label_of("frechet", units), lines("joint", "frechet"), title="jointly conditioned"),
                 Panel("guidance scale", both, lines("joint", "both_right"), title="jointly conditioned"),

@@ -130,6 +130,17 @@ def pooled(results: Sequence[Result], place: Place, measure: Measure) -> Estimat
     return over_seeds(found)
 
 
+def over(results: Sequence[Result], place: Place, base: Place, measure: Callable[[Measured, Measured], Estimate]) -> Estimate | None:
+    """A measure of two cells together, over all trainings; None where one of them has not measured both."""
+    found = []
+    for result in results:
+        cell, other = result.at(**place), result.at(**base)
+        if cell is None or other is None:
+            return None
+        found.append(measure(cell, other))
+    return over_seeds(found)
+
+
 def places(results: Sequence[Result]) -> list[dict[str, float | str]]:
     """The places that all trainings have measured, in the experiment's order."""
     return [dict(cell.at) for cell in results[0].cells if all(r.at(**cell.at) is not None for r in results)]
@@ -139,13 +150,13 @@ def estimated(name: str) -> Measure:
     return lambda cell: cell.estimates.get(name)
 
 
-def sheet_of(result: Result, caption: str, rows: Sequence[tuple[str, Place]], columns: Sequence[str]) -> Sheet | None:
-    """The first samples of some cells side by side."""
+def sheet_of(result: Result, caption: str, rows: Sequence[tuple[str, Place]], columns: Sequence[str]) -> list[Sheet]:
+    """The first samples of some cells side by side; nothing where there are none."""
     found = [(title, cell.samples) for title, place in rows if (cell := result.at(**place)) is not None and cell.samples]
     if not found:
-        return None
+        return []
     width = min([len(columns), *(len(samples) for _, samples in found)])
-    return Sheet(caption, columns[:width], [(title, samples[:width]) for title, samples in found])
+    return [Sheet(caption, columns[:width], [(title, samples[:width]) for title, samples in found])]
 
 
 @dataclass

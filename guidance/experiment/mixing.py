@@ -15,14 +15,28 @@ from guidance.evaluate import label_attribute
 from guidance.experiment.asking import Asked, items, labels, named, number
 from guidance.experiment.cells import Cell, Measured
 from guidance.experiment.figures import Heat, Panel, Series
-from guidance.experiment.findings import Builder, Figure, Findings, Measure, Result, Table, Verdict, estimated, places, pooled, sheet_of
+from guidance.experiment.findings import (
+    Builder,
+    Figure,
+    Findings,
+    Measure,
+    Place,
+    Result,
+    Table,
+    Verdict,
+    estimated,
+    places,
+    pooled,
+    sheet_of,
+)
 from guidance.experiment.tradeoff import check_scales
 from guidance.guide import CFG, Compose, on
 from guidance.holdout import parse
+from guidance.modality import Split
 from guidance.model import Model
 from guidance.table import Row
 
-Place = Mapping[str, Any]
+LARGEST = 50_000  # training items that are looked through for combinations that are not there
 
 
 @dataclass(frozen=True)
@@ -49,8 +63,8 @@ class Mixing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(check_scales(self.weights, "weights")))
         object.__setattr__(self, "scales", tuple(check_scales(self.scales, "scales")))
-        if self.pair is not None and (len(self.pair) != 2 or self.pair[0] == self.pair[1]):
-            raise UserError(f"experiment.pair is two different classes, e.g. [3,8], got {list(self.pair)}")
+        if self.pair is not None and (isinstance(self.pair, str) or len(self.pair) != 2):
+            raise UserError(f"experiment.pair is two different classes, e.g. [3,8], got {self.pair!r}")
 
     def watched(self, model: Model) -> Sequence[str]:
         known = list(labels(model))
@@ -68,7 +82,9 @@ class Mixing:
         if len(names) > 1:
             one, two = names[:2]
             asked = items(model, model.modality.data.train, n, [one, two])
-            made += [Cell({"mix": "two", one: a, two: b}, sum_of(model, asked, {one: a, two: b}), asked) for a, b in self._grid()]
+            made += [
+                Cell({"mix": "two", **on_weights({one: a, two: b})}, sum_of(model, asked, {one: a, two: b}), asked) for a, b in self._grid()
+            ]
             made += self._against_joint(model, "two", asked)
         if len(names) > 2:
             made += self._against_joint(model, "three", items(model, model.modality.data.train, n, names[:3]))
@@ -77,7 +93,7 @@ class Mixing:
                 weights = {
                     name: self.scales[len(self.scales) // 2] * sign if sign > 0 else -1.0 for name, sign in zip(names, signs, strict=False)
                 }
-                made.append(Cell({"mix": "signed", **weights}, sum_of(model, asked, weights), asked))
+                made.append(Cell({"mix": "signed", **on_weights(weights)}, sum_of(model, asked, weights), asked))
         made += self._same(model, names[0], n)
         if self.held_out and len(names) > 1 and (never := unseen(model, n, names[:2])):
             made += self._against_joint(model, "never seen", never)
@@ -98,6 +114,8 @@ class Mixing:
         pair = list(classes[:2]) if self.pair is None else [classes[number(model, name, value)] for value in self.pair]
         if len(classes) < 2:
             return []
+        if pair[0] == pair[1]:
+            raise UserError(f"experiment.pair is two different classes of {name}, got {pair[0]} twice")
         asked = {name: [classes.index(pair[0])] * n}
         return [
             Cell(
@@ -127,23 +145,21 @@ class Mixing:
             return
         rows: list[Row] = []
         for place in there:
-            signs = {name: float(place[name]) for name in names}
+            signs = {name: float(place[f"on {name}"]) for name in names}
             row: dict[str, Any] = {f"weight_of_{name}": weight for name, weight in signs.items()}
             row |= {name: pooled(results, place, share_right(name)) for name in names}
             row["as_asked"] = pooled(results, place, share_as_asked(signs))
             rows.append(row)
-        caption = "Two conditions with a weight each: shares of samples seen as named; as asked: as named where the weight is above 0, and not where it is below."
+        caption = (
+            "Two conditions with a weight each: shares of samples seen as named; as asked: as named where the weight is above 0, and not "
+            "where it is below."
+        )
         built.tables.append(Table("two", caption, rows))
         one, two = names
 
         def field(column: str) -> list[list[float]]:
-            return [
-                [
-                    next((r[column].value for r in rows if r[f"weight_of_{one}"] == a and r[f"weight_of_{two}"] == b), float("nan"))
-                    for b in self.weights
-                ]
-                for a in self.weights
-            ]
+            found = {(row[f"weight_of_{one}"], row[f"weight_of_{two}"]): row[column].value for row in rows}
+            return [[found.get((a, b), float("nan")) for b in self.weights] for a in self.weights]
 
         ticks = [f"{w:g}" for w in self.weights]
         titles = {one: f"{one} as named", two: f"{two} as named", "as_asked": "both as asked"}
@@ -154,14 +170,17 @@ class Mixing:
         built.figures.append(
             Figure("two", f"{one} and {two}, each with its own weight; what is missing to 1 is the unconditional model's.", heats)
         )
-        diagonal = [(f"{w:g}, {v:g}", {"mix": "two", one: w, two: v}) for w, v in self._grid() if w in (-1, 1, 2) and v in (-1, 1, 2)]
+        diagonal = [
+            (f"{w:g}, {v:g}", {"mix": "two", **on_weights({one: w, two: v})})
+            for w, v in self._grid()
+            if w in (-1, 1, 2) and v in (-1, 1, 2)
+        ]
         first = results[0].at(**there[0])
         assert first is not None
         titles_of = [
             ", ".join(results[0].classes(name)[int(first.arrays[f"asked.{name}"][k])] for name in names) for k in range(len(first.samples))
         ]
-        sheet = sheet_of(results[0], f"Weights of {one} and of {two}; the same noise down each column", diagonal, titles_of)
-        built.sheets += [sheet] if sheet else []
+        built.sheets += sheet_of(results[0], f"Weights of {one} and of {two}; the same noise down each column", diagonal, titles_of)
 
     def _joint(self, built: Builder, results: Sequence[Result], mix: str, names: Sequence[str], there: Sequence[Place]) -> None:
         if not there:
@@ -187,10 +206,11 @@ class Mixing:
         ]
         panel = Panel("scale, or weight of each condition", f"share of samples with {together} right", lines)
         built.figures.append(Figure(f"joint-{mix.replace(' ', '-')}", caption, [panel]))
-        best = {how: max((r for r in rows if r["how"] == how), key=lambda r: r["all"].value, default=None) for how in ("joint", "sum")}
-        if best["joint"] is None or best["sum"] is None:
+        jointly, summed = ([row for row in rows if row["how"] == how] for how in ("joint", "sum"))
+        if not jointly or not summed:
             return
-        joint, total = best["joint"]["all"], best["sum"]["all"]
+        first, second = (max(of, key=lambda row: row["all"].value) for of in (jointly, summed))
+        joint, total = first["all"], second["all"]
         answer = (
             "Yes, and better than the jointly conditioned model"
             if total.low > joint.high
@@ -203,13 +223,14 @@ class Mixing:
             "three": f"Can {together} be mixed from single conditions?",
             "never seen": f"Does mixing reach combinations of {together} that training never saw?",
         }[mix]
-        evidence = f"All right in {total} of samples at best as a sum (weight {best['sum']['scale']:g}), {joint} jointly (scale {best['joint']['scale']:g})."
+        at_best = f"at best as a sum (weight {second['scale']:g}), {joint} jointly (scale {first['scale']:g})"
+        evidence = f"All right in {total} of samples {at_best}."
         built.verdicts.append(Verdict(question, answer, evidence))
 
     def _signed(self, built: Builder, results: Sequence[Result], names: Sequence[str], there: Sequence[Place]) -> None:
         rows: list[Row] = []
         for place in there:
-            signs = {name: float(place[name]) for name in names}
+            signs = {name: float(place[f"on {name}"]) for name in names}
             row: dict[str, Any] = {f"weight_of_{name}": weight for name, weight in signs.items()}
             row |= {name: pooled(results, place, share_right(name)) for name in names}
             row["as_asked"] = pooled(results, place, share_as_asked(signs))
@@ -225,22 +246,20 @@ class Mixing:
         numbers = classes.index(first), classes.index(second)
         rows: list[Row] = []
         for place in there:
-            row: dict[str, Any] = {"a": place["a"], "b": place["b"]}
-            for title, wanted in ((first, numbers[:1]), (second, numbers[1:]), ("either", numbers)):
-                row[title] = pooled(results, place, share_seen(name, wanted))
+            row: dict[str, Any] = {"weight_of_first": place["a"], "weight_of_second": place["b"]}
+            for column, wanted in (("first", numbers[:1]), ("second", numbers[1:]), ("either", numbers)):
+                row[column] = pooled(results, place, share_seen(name, wanted))
             rows.append(row)
-        built.tables.append(Table("same", f"a * on({name}={first}) + b * on({name}={second}): what is seen.", rows))
+        built.tables.append(Table("same", f"Two classes of {name} at once, first {first} and second {second}: what is seen.", rows))
 
         def field(column: str) -> list[list[float]]:
-            return [
-                [next((r[column].value for r in rows if r["a"] == a and r["b"] == b), float("nan")) for b in self.weights]
-                for a in self.weights
-            ]
+            found = {(row["weight_of_first"], row["weight_of_second"]): row[column].value for row in rows}
+            return [[found.get((a, b), float("nan")) for b in self.weights] for a in self.weights]
 
         ticks = [f"{w:g}" for w in self.weights]
         heats = [
-            Heat(f"seen as {column}", f"weight of {second}", f"weight of {first}", ticks, ticks, field(column), "share of samples")
-            for column in (first, second, "either")
+            Heat(f"seen as {title}", f"weight of {second}", f"weight of {first}", ticks, ticks, field(column), "share of samples")
+            for column, title in (("first", first), ("second", second), ("either", "either"))
         ]
         built.figures.append(Figure("same", f"Two classes of {name} at once.", heats))
         shown = [
@@ -248,17 +267,16 @@ class Mixing:
             for p in there
             if (a := p["a"], b := p["b"]) and (a, b) in ((1, 0), (1, 1), (2, 2), (2, -1), (-1, 2), (-1, -1), (0, 1))
         ]
-        sheet = sheet_of(
+        built.sheets += sheet_of(
             results[0],
             f"Weights of {first} and of {second}; the same noise down each column",
             shown,
             [f"sample {k + 1}" for k in range(10)],
         )
-        built.sheets += [sheet] if sheet else []
-        even = [row for row in rows if row["a"] == row["b"] and row["a"] > 0]
+        even = [row for row in rows if row["weight_of_first"] == row["weight_of_second"] > 0]
         if even:
-            best = max(even, key=lambda row: min(row[first].value, row[second].value))
-            one, two = best[first], best[second]
+            best = max(even, key=lambda row: min(row["first"].value, row["second"].value))
+            one, two = best["first"], best["second"]
             mixed = min(one.value, two.value) > 0.1
             answer = (
                 "Samples become one or the other"
@@ -267,10 +285,14 @@ class Mixing:
                 if best["either"].value > 0.8
                 else "Often neither is seen"
             )
-            evidence = (
-                f"With weights {best['a']:g} and {best['b']:g}: {first} in {one}, {second} in {two}, either in {best['either']} of samples."
-            )
+            shares = f"{first} in {one}, {second} in {two}, either in {best['either']} of samples"
+            evidence = f"With a weight of {best['weight_of_first']:g} each: {shares}."
             built.verdicts.append(Verdict(f"What do {first} and {second} make, mixed?", answer, evidence))
+
+
+def on_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """As a place names them: whatever an attribute is called, it is no other key."""
+    return {f"on {name}": weight for name, weight in weights.items()}
 
 
 def sum_of(model: Model, asked: Asked, weights: Mapping[str, float]) -> Compose:
@@ -280,7 +302,7 @@ def sum_of(model: Model, asked: Asked, weights: Mapping[str, float]) -> Compose:
 
 
 def unseen(model: Model, n: int, names: Sequence[str]) -> Asked:
-    """Combinations of two attributes that training never saw: those of the run's config, or of the held-out data; none where there are none."""
+    """Combinations of two attributes that training never saw: of the run's ``holdout``, or else of the held-out data, where it has any."""
     combinations = parse(model.config.get("holdout") or [], model.modality.conditions)
     if combinations:
         having = [c for c in combinations if set(names) <= c.keys()]
@@ -288,16 +310,25 @@ def unseen(model: Model, n: int, names: Sequence[str]) -> Asked:
             raise one_of("combination of attributes in the run's holdout", " and ".join(names), [", ".join(c) for c in combinations])
         return {name: [having[k % len(having)][name] for k in range(n)] for name in names}
 
-    def pairs(part: Any) -> Tensor:
-        every = items(model, part, min(len(part), 20_000), names)
-        return torch.tensor(list(every.values())).T
-
     data = model.modality.data
-    seen = {tuple(p) for p in pairs(data.train).unique(dim=0).tolist()}
-    new = [p for p in pairs(data.test).unique(dim=0).tolist() if tuple(p) not in seen]
+    if len(data.train) > LARGEST:
+        return {}
+    seen = pairs(data.train, names)
+    new = sorted(pairs(data.test, names) - seen)
     if len(new) < 2:
         return {}
     return {name: [new[k % len(new)][column] for k in range(n)] for column, name in enumerate(names)}
+
+
+def pairs(split: Split, names: Sequence[str], chunk: int = 512) -> set[tuple[int, ...]]:
+    """The combinations of attributes that the items of a split have."""
+    found: set[tuple[int, ...]] = set()
+    for first in range(0, len(split), chunk):
+        condition = split.__getitems__(list(range(first, min(first + chunk, len(split)))))[1]
+        there = torch.stack([condition.keep[name] for name in names]).all(0)
+        values = torch.stack([condition.values[name] for name in names], 1)[there]
+        found |= {tuple(row) for row in values.unique(dim=0).tolist()}
+    return found
 
 
 def right(cell: Measured, name: str) -> Bool[Tensor, "n"]:

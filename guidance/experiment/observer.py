@@ -36,7 +36,9 @@ class Ruler:
 
 
 def mark(less: Float[Tensor, "n"], more: Float[Tensor, "m"]) -> float:
-    """Where to cut so that the mean of both sides' shares of errors is least; in the middle of all places that are as good."""
+    """Where to cut so that the mean of both sides' shares of errors is least; in the middle of all places that are as good. NaN, a quantity
+    that does not apply, says nothing."""
+    less, more = less[~less.isnan()], more[~more.isnan()]
     values = torch.cat([less, more]).double().unique()
     cuts = torch.cat([values[:1] - 1, (values[1:] + values[:-1]) / 2, values[-1:] + 1])
     errors = (less.double() > cuts[:, None]).double().mean(1) + (more.double() <= cuts[:, None]).double().mean(1)
@@ -77,7 +79,7 @@ class Observer:
         quantity, values = self._quantity(data.train, name, label)
         of = [quantity[values == k] for k in order]
         for k, part in zip(order, of, strict=True):
-            if not len(part):
+            if bool(part.isnan().all()):
                 raise UserError(f"there is no training item of {name}={label.classes[k]} to mark a ruler by")
         marks = tuple(mark(a, b) for a, b in pairwise(of))
         marks = tuple(torch.tensor(marks, dtype=torch.float64).cummax(0).values.tolist())
@@ -101,7 +103,8 @@ class Observer:
         for name in self.attributes:
             arrays[f"asked.{name}"] = asked.get(name, absent)
             if name in self.rulers:
-                arrays[f"class.{name}"] = self.rulers[name](quantities[self.labels[name].quantity])
+                arrays[f"class.{name}"] = seen = self.rulers[name](quantities[self.labels[name].quantity])
+                arrays[f"p.{name}"] = (seen[:, None] == torch.arange(len(self.labels[name].classes))).float()
             else:
                 logits = self.judges[name](samples)[1]
                 arrays[f"class.{name}"], arrays[f"p.{name}"] = logits.argmax(-1), logits.double().softmax(-1).float()

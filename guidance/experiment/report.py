@@ -161,8 +161,8 @@ def about(group: Sequence[Result]) -> str:
     )
     interval = f"over the {len(group)} trainings" if len(group) > 1 else "over the samples"
     return (
-        f"{seeds} of {facts['parameters']:,} parameters, {facts['trained']} steps; n = {facts['n']} samples a cell and training, all cells from the "
-        f"same noise (seed {facts['seed_of_samples']}); {facts['sampler'].split(', grid')[0]}. 95 % intervals {interval}. "
+        f"{seeds} of {facts['parameters']:,} parameters, {facts['trained']} steps; n = {facts['n']} samples a cell and training, all cells "
+        f"from the same noise (seed {facts['seed_of_samples']}); {facts['sampler'].split(', grid')[0]}. 95 % intervals {interval}. "
         f"Seen: {seen} of held-out data. Runs: {', '.join(r.facts['run'] for r in group)}."
     )
 

@@ -118,10 +118,9 @@ class Tradeoff:
             built.verdicts.append(self._steps(results))
         steps = {"steps": lines[-1][1][0]["steps"]} if self.steps and there else {}
         asked = classes_shown(results[0])
-        sheet = sheet_of(
+        built.sheets += sheet_of(
             results[0], "The same noise down each column", [(f"scale {s:g}", {**steps, "scale": s}) for s in self.scales], asked
         )
-        built.sheets += [sheet] if sheet else []
         return built.findings()
 
     def _lines(self, there: Sequence[Mapping[str, float | str]]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -145,10 +144,11 @@ class Tradeoff:
         best = min((s for s in found if s > 0), key=lambda s: found[s]["frechet"].value)
         holds = [surer, narrower, best < top]
         answer = "Yes" if all(holds) else "In part" if any(holds) else "No"
+        one, far = found[1.0], found[top]
         evidence = (
-            f"From scale 1 to {top:g} the inception score goes from {found[1.0]['inception_score']} to {found[top]['inception_score']}, recall from "
-            f"{found[1.0]['recall']} to {found[top]['recall']}, accuracy from {found[1.0]['accuracy']} to {found[top]['accuracy']}. The Frechet "
-            f"distance is least at scale {best:g}: {found[best]['frechet']}, against {found[1.0]['frechet']} at 1 and {found[top]['frechet']} at {top:g}."
+            f"From scale 1 to {top:g} the inception score goes from {one['inception_score']} to {far['inception_score']}, recall from "
+            f"{one['recall']} to {far['recall']}, accuracy from {one['accuracy']} to {far['accuracy']}. The Frechet distance is least at "
+            f"scale {best:g}: {found[best]['frechet']}, against {one['frechet']} at 1 and {far['frechet']} at {top:g}."
         )
         return Verdict(question, answer, evidence)
 

@@ -1,0 +1,150 @@
+"""What inverse guidance on one attribute's classes gives: is the named class avoided, and where do the samples go instead?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from guidance import estimate
+from guidance.estimate import Estimate
+from guidance.experiment.cells import Measured
+from guidance.experiment.figures import Heat, Panel, Series, label_of
+from guidance.experiment.findings import Builder, Figure, Place, Result, Table, Verdict, estimated, over, pooled, sheet_of
+from guidance.experiment.tradeoff import classes_shown
+from guidance.table import Row
+
+
+def add_classes(built: Builder, results: Sequence[Result], first: str, there: Sequence[Place]) -> None:
+    facts = results[0].facts
+    prior = torch.tensor(facts["priors"][first], dtype=torch.float64)
+    free = {"named": first, "scale": 0.0}
+    judged = not facts["attributes"][first]["quantity"]
+    rows: list[Row] = []
+    measures = [
+        m for m in ("frechet", "precision", "recall", "inception_score", *facts["units"]) if any(m in c.estimates for c in results[0].cells)
+    ]
+    for place in there:
+        row: dict[str, Any] = {"scale": place["scale"], "swapped_from": 1 - place["scale"]}
+        row["named_class"] = pooled(results, place, lambda cell: named_share(cell, first))
+        row["named_probability"] = pooled(results, place, lambda cell: named_probability(cell, first)) if judged else None
+        row["nats_from_data"] = pooled(results, place, lambda cell: divergence(cell, first, prior))
+        row["nats_from_unconditional"] = over(results, place, free, lambda cell, base: divergence(cell, first, seen_share(base, first)))
+        row["nats_more_than_at_0"] = over(results, place, free, lambda cell, base: excess(cell, base, first))
+        row |= {name: pooled(results, place, estimated(name)) for name in measures}
+        row["n"] = sum(c.n for r in results if (c := r.at(**place)) is not None)
+        rows.append({key: value for key, value in row.items() if value is not None})
+    caption = (
+        f"The classes of {first} named in turn. swapped from: the scale whose two weights are swapped. nats: the divergence of the classes "
+        "seen, the named one left out, from those of the data and of the unconditional model; at scale 0 it is what so few samples give."
+    )
+    built.tables.append(Table("classes", caption, rows))
+
+    def line(column: str, label: str = "") -> Series:
+        kept = [row for row in rows if column in row]
+        return Series(label, [row["scale"] for row in kept], [row[column] for row in kept])
+
+    chance = float((prior * prior).sum())
+    panels = [
+        Panel("guidance scale", f"share of samples seen as the named {first}", [line("named_class")], chance, "chance"),
+        Panel(
+            "guidance scale",
+            "divergence over the other classes, nats",
+            [line("nats_from_data", "from the data"), line("nats_from_unconditional", "from the unconditional model")],
+        ),
+        Panel("guidance scale", label_of("frechet", facts["units"]), [line("frechet")]),
+    ]
+    built.figures.append(Figure("classes", f"Inverse guidance on {first}: bars are 95 % intervals.", panels))
+    lowest = [p for p in there if p["scale"] < 0]
+    shown = [p for p in (lowest[:1] + [q for q in lowest if q["scale"] == -1]) if p]
+    if shown:
+        maps = [confusion(results, first, place) for place in {p["scale"]: p for p in shown}.values()]
+        built.figures.append(Figure("where", f"Where the samples go: a row is the {first} that inverse guidance names.", maps))
+    built.sheets += sheet_of(
+        results[0],
+        f"{first}: the same noise down each column",
+        [(f"scale {p['scale']:g}", p) for p in there],
+        classes_shown(results[0]),
+    )
+    if lowest:
+        built.verdicts.append(avoided(results, first, next((r for r in rows if r["scale"] == -1), rows[0]), rows))
+
+
+def confusion(results: Sequence[Result], first: str, place: Mapping[str, Any]) -> Heat:
+    classes = results[0].classes(first)
+    values = torch.stack([torch.stack(by_class(r.at(**place), first)) for r in results]).mean(0)
+    return Heat(f"scale {place['scale']:g}", f"{first} seen", f"{first} named", classes, classes, values.tolist(), "share of samples")
+
+
+def avoided(results: Sequence[Result], first: str, row: Mapping[str, Any], rows: Sequence[Row]) -> Verdict:
+    """Is the named class avoided, and if so, is the rest as without a condition?"""
+    question = f"Does inverse guidance on {first} avoid the named class?"
+    free = next((r for r in rows if r["scale"] == 0), None)
+    if free is None or "named_class" not in row:
+        return Verdict(question, "Cannot be said yet", "Scale 0 has not been measured.")
+    away = row["named_class"].high < free["named_class"].low or (row["named_class"].value == 0 and free["named_class"].value > 0.01)
+    extra = row["nats_more_than_at_0"].above
+    where = "it goes to some of the other classes more than to others" if extra else "the rest is as without a condition"
+    answer = (f"Yes, and {where}" if extra else f"Yes: merely something else, {where}") if away else "No"
+    evidence = (
+        f"At scale {row['scale']:g} (w and 1 - w of scale {1 - row['scale']:g} swapped) the named class is seen in "
+        f"{row['named_class']} of samples, against {free['named_class']} without a condition. Over the other classes the samples differ "
+        f"from the unconditional model by {row['nats_from_unconditional']} nats ({row['nats_more_than_at_0']} more than so few samples "
+        f"differ at scale 0) and from the data by {row['nats_from_data']}. "
+        f"Frechet distance {row['frechet']}, unconditional {free['frechet']}."
+    )
+    return Verdict(question, answer, evidence)
+
+
+def probabilities(cell: Measured, name: str) -> Float[Tensor, "n classes"]:
+    return cell.arrays[f"p.{name}"].double()
+
+
+def named_share(cell: Measured, name: str) -> Estimate:
+    return estimate.share(cell.arrays[f"class.{name}"] == cell.arrays[f"asked.{name}"])
+
+
+def named_probability(cell: Measured, name: str) -> Estimate:
+    p = probabilities(cell, name)
+    return estimate.mean(p.gather(1, cell.arrays[f"asked.{name}"].clamp(min=0)[:, None])[:, 0])
+
+
+def seen_share(cell: Measured, name: str) -> Float[Tensor, "classes"]:
+    """The classes seen over all samples."""
+    return probabilities(cell, name).mean(0)
+
+
+def by_class(cell: Measured | None, name: str) -> list[Float[Tensor, "classes"]]:
+    """The classes seen, for each class named."""
+    assert cell is not None
+    p, asked = probabilities(cell, name), cell.arrays[f"asked.{name}"]
+    return [p[asked == k].mean(0) if bool((asked == k).any()) else torch.full((p.shape[1],), torch.nan) for k in range(p.shape[1])]
+
+
+def divergence(cell: Measured, name: str, share: Float[Tensor, "classes"]) -> Estimate:
+    """KL(classes seen || share) in nats, over the classes that are not named; the mean over the classes that are."""
+    p, asked = probabilities(cell, name), cell.arrays[f"asked.{name}"]
+    return estimate.statistic(lambda index: _divergence(p[index], asked[index], share), len(asked))
+
+
+def excess(cell: Measured, base: Measured, name: str) -> Estimate:
+    """How much more a cell diverges from the unconditional model than that model's own samples do, sorted by the same names: what a finite
+    number of samples gives in any case is in both."""
+    p, free, asked = probabilities(cell, name), probabilities(base, name), cell.arrays[f"asked.{name}"]
+
+    def function(index: Int[Tensor, "m"]) -> float:
+        share, named = free[index].mean(0), asked[index]
+        return _divergence(p[index], named, share) - _divergence(free[index], named, share)
+
+    return estimate.statistic(function, len(asked))
+
+
+def _divergence(p: Float[Tensor, "n classes"], asked: Int[Tensor, "n"], share: Float[Tensor, "classes"]) -> float:
+    share, found = share.clamp(min=1e-6), []
+    for k in asked.unique().tolist():
+        other = torch.arange(len(share)) != k
+        q, base = p[asked == k].mean(0)[other].clamp(min=1e-9), share[other]
+        q, base = q / q.sum(), base / base.sum()
+        found.append(float((q * (q / base).log()).sum()))
+    return sum(found) / len(found)
