@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from guidance.errors import UserError
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+FORMAT = 1  # of a run folder; raised whenever an older program would read it wrongly
 OWN = "run:"  # before the name of a file that lies in the run folder
 
 
@@ -44,7 +45,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """A run's config. UserError where there is no run, or its config is cut short."""
+    """A run's config. UserError where there is no run, its config is cut short, or it was written by another version."""
     if not run.is_dir():
         raise UserError(f"run={run}: there is no such folder; train one with: polyguide train out={run}")
     if not is_run(run):
@@ -56,6 +57,10 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"{run / CONFIG} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict) or "modality" not in config:
         raise UserError(f"{run / CONFIG} is cut short: it does not hold a whole config")
+    if (version := config.pop("format", FORMAT)) != FORMAT:
+        raise UserError(
+            f"{run} was written by another version of polyguide (format {version}, this one reads {FORMAT}): update, or train anew"
+        )
     return config
 
 
@@ -74,7 +79,7 @@ def located(config: Any, run: Path) -> Any:
 
 
 def write_config(run: Path, config: Mapping[str, Any]) -> None:
-    write_atomically(run / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+    write_atomically(run / CONFIG, yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False, allow_unicode=True).encode())
 
 
 def saved_steps(run: Path) -> list[int]:

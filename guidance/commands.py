@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 import shlex
 import shutil
 import time
@@ -32,10 +33,10 @@ from guidance.schedule import Schedule
 
 
 def device_of(config: Mapping[str, Any]) -> torch.device:
-    """device=auto is a GPU where there is one."""
+    """device=auto is a GPU where there is one; of several processes on a machine, each has its own."""
     name = config.get("device", "auto")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
     try:
         torch.zeros(1, device=name).cpu()
         return torch.device(name)
@@ -385,6 +386,7 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide experiment"""
+    from guidance.experiment.cells import Cells
     from guidance.experiment.conduct import conduct
     from guidance.experiment.findings import Experiment
     from guidance.experiment.report import written
@@ -402,8 +404,14 @@ def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
     def variant(name: str, of: Mapping[str, Any]) -> Model:
         place = out / "variants" / name
-        train({**deepcopy(dict(of)), "out": str(place), "resume": True, "overwrite": False, "threads": None}, [])
+        wanted = {key: value for key, value in of.items() if key not in OF_THE_COMMAND}
+        other = checkpoint.is_run(place) and any(checkpoint.read_config(place).get(key) != value for key, value in wanted.items())
+        if other or checkpoint.saved_steps(place)[-1:] != [wanted["trainer"]["steps"]]:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise UserError(f"{name} is still to be trained, which one process does: start the experiment once without a launcher")
+            train({**deepcopy(wanted), "out": str(place), "resume": not other, "overwrite": other, "threads": None}, [])
         return loaded({**config, "run": str(place)})
 
     result = conduct(made, asked, model, out, n, settings, overwrite=overwrite, make=variant)
-    written([[result]], out, f"{made.title}: {model.modality.data.name}")
+    with Cells(out).claim("report", wait=True):
+        written([[result]], out, f"{made.title}: {model.modality.data.name}")

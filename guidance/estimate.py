@@ -80,7 +80,7 @@ def statistic(function: Callable[[Int[Tensor, "m"]], float], n: int, groups: int
     """
     index = torch.arange(n)
     value = function(index)
-    groups = min(groups, n)
+    groups = min(groups, n // 2)  # what is left has 2 samples or more
     if groups < 2:
         return Estimate(value, math.nan, math.nan, n)
     block = index * groups // n
@@ -90,8 +90,14 @@ def statistic(function: Callable[[Int[Tensor, "m"]], float], n: int, groups: int
 
 
 def over_seeds(found: Sequence[Estimate]) -> Estimate:
-    """Of trainings that differ in their seed: the mean, with Student's interval over the trainings. One alone keeps its own interval."""
+    """Of trainings that differ in their seed: the mean. One alone keeps its own interval.
+
+    The interval is Student's over the trainings, or where that is narrower, as it is by chance where few trainings agree, what the
+    trainings' own intervals leave of the mean: sqrt(sum_k d_k^2) / K of their distances d_k to the low (and to the high) end.
+    """
     if len(found) == 1:
         return found[0]
-    values = mean(torch.tensor([e.value for e in found], dtype=torch.float64))
-    return Estimate(values.value, values.low, values.high, sum(e.n for e in found))
+    between = mean(torch.tensor([e.value for e in found], dtype=torch.float64))
+    below, above = (math.hypot(*(e.value - e.low for e in found)), math.hypot(*(e.high - e.value for e in found)))
+    low, high = between.value - below / len(found), between.value + above / len(found)
+    return Estimate(between.value, min(between.low, low), max(between.high, high), sum(e.n for e in found))

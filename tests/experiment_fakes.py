@@ -5,9 +5,8 @@ Of n numbers a sample, each attribute moves one: a condition's denoiser is that 
 level: samples from the same noise differ by exactly what the weights say.
 """
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from guidance import CFG, Condition, Cosine, Label, UserError, X0
+from guidance import CFG, X0, Condition, Cosine, Label
 from guidance.analytic import Mixture
 from guidance.denoiser import Denoiser
-from guidance.estimate import Estimate, mean, share
+from guidance.estimate import Estimate
 from guidance.experiment.cells import FORMAT, Measured
 from guidance.experiment.conduct import conduct
 from guidance.experiment.findings import Result
@@ -114,16 +113,14 @@ class Nearest:
 
 @dataclass
 class Numbers:
-    """How numbers are measured. ``failing`` is counted down by every set of samples, and raises at 0; ``log`` names a file that gets a line
-    for each."""
+    """How numbers are measured; ``grey`` is that which orders the shades. A judge that is asked for calls ``judging``."""
 
     names: Sequence[str]
     units: Mapping[str, str] = field(default_factory=lambda: {"grey": "0 is mid"})
-    failing: BaseException | None = None
-    after: int = 0
-    measured: int = 0
+    judging: Callable[[], None] = lambda: None
 
     def judge(self, data: Any, attribute: str) -> Nearest:
+        self.judging()
         return Nearest(list(self.names).index(attribute), MEANS[attribute])
 
     def measure(self, decoded: Tensor, condition: Condition, original: Any = None) -> dict[str, Tensor]:
@@ -259,7 +256,9 @@ def made(
     arrays = {f"class.{name}": torch.tensor(of) for name, of in seen.items()}
     for name in seen:
         arrays[f"asked.{name}"] = torch.tensor((asked or {}).get(name, [-1] * n))
-    arrays |= {f"p.{name}": torch.as_tensor(of).float() for name, of in (p or {}).items()}
+    for name, of in seen.items():
+        sure = torch.tensor(of)[:, None] == torch.arange(len(LABELS[name].classes))
+        arrays[f"p.{name}"] = torch.as_tensor((p or {}).get(name, sure)).float()
     arrays |= {name: torch.tensor(of).float() for name, of in quantities.items()}
     return Measured(at, n, estimates or {}, arrays, [], 1.0, 0.1)
 

@@ -136,8 +136,8 @@ class Cells:
         except (OSError, ValueError):
             raise cut_short(path) from None
         check_format(facts, path)
-        arrays = read_tensors(self.folder / f"{name}.safetensors")
         try:
+            arrays = read_tensors(self.folder / f"{name}.safetensors")
             return Measured(
                 facts["at"],
                 facts["n"],
@@ -147,7 +147,7 @@ class Cells:
                 facts["evaluations"],
                 facts["seconds"],
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise cut_short(path) from None
 
 
