@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import guidance
 from guidance import UserError
 from guidance.algebra import read
-from guidance.checkpoint import latest
+from guidance.checkpoint import FORMAT, latest, read_config
 from guidance.cli import run
 from guidance.config import resolve
 
@@ -123,6 +123,9 @@ SAMPLING = [
     ("out=file.txt/deeper", "file.txt"),
     ("sampler=null", "sampler"),
     ("n", "'n'", "key=value"),
+    ("precision=fp32", "precision 'fp32'", "no, bf16, fp16"),
+    ("precision=bf61", "'bf61'", "did you mean 'bf16'?"),
+    ("precision=true", "precision 'True'", "no, bf16, fp16"),
 ]
 
 
@@ -179,6 +182,7 @@ def test_samples(refused: Any, settings: list[str], words: tuple[str, ...]):
     ("scales=null", "scales", "None"),
     ("scale=3", "'scale'", "did you mean 'scales'?"),
     ("attribute=digti", "'digti'", "did you mean 'digit'?"),
+    ("precision=fp32", "precision 'fp32'", "no, bf16, fp16"),
     ("n=1", "n is", "1", "at least 2"),
 )
 def test_evaluations(refused: Any, settings: list[str], words: tuple[str, ...]):
@@ -229,7 +233,17 @@ def test_evaluations(refused: Any, settings: list[str], words: tuple[str, ...]):
     ("times=logit_normal times.std=abc", "std", "abc"),
     ("dropout.joint=2", "joint=2", "between 0 and 1"),
     ("dropout.each=abc", "each='abc'", "between 0 and 1"),
-    ("dropout.each={digt:0.1}", "'digt'", "did you mean 'digit'?"),
+    ("dropout.each={digt:0.1}", "'digt'", "did you mean 'digit'?", "digit, stroke, *"),
+    ("dropout.each={*:2}", "each={'*': 2}", "between 0 and 1"),
+    ("holdout=3", "holdout is a list of combinations", "got 3"),
+    ("holdout={digit:3}", "holdout={digit:3}"),
+    ("holdout=[3]", "holdout is a list of combinations", "[3]"),
+    ("holdout=[{}]", "holdout is a list of combinations", "[{}]"),
+    ("holdout=null", "holdout is a list of combinations", "None"),
+    ("holdout=[{digt:3}]", "'digt'", "did you mean 'digit'?", "digit, stroke"),
+    ("holdout=[{digit:3,stroke:bald}]", "'bald'", "did you mean 'bold'?", "thin, medium, bold"),
+    ("holdout=[{stroke:thin},{stroke:medium},{stroke:bold}]", "holdout leaves nothing to train on"),
+    ("data=image_folder data.root=pets holdout=[{digit:3}]", "'digit'", "label"),
     ("schedule=ddpm schedule.steps=0", "at least two betas"),
     ("schedule=ddpm schedule.steps=abc", "steps", "abc"),
     ("schedule.logsnr_min=abc", "logsnr_min", "abc"),
@@ -261,7 +275,7 @@ def test_training(refused: Any, settings: list[str], words: tuple[str, ...]):
 
 @cases(
     ("trian", "'trian'", "did you mean 'train'?"),
-    ("run=run", "'run=run'", "train, sample, evaluate, list"),
+    ("run=run", "'run=run'", "train, sample, evaluate, experiment, report, list"),
     ("train", "out is missing", "out=runs/digits"),
     ("sample run=run", "out is missing"),
     ("sample out=new", "run is missing", "run=runs/digits"),
@@ -413,12 +427,18 @@ def test_weights_that_are_missing(refused: Any, broken: Path):
     assert "average.safetensors" in said and "missing" in said
 
 
+SHAPE = {"channels": 1, "height": 8, "width": 8}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"network": {"channels": 8}}, ("network.noise.layers.0.weight is [16, 64] in the file, [32, 64] in the model",)),
         ({"network": {"blocks": 2}}, ("network.",)),
-        ({"data": {"_target_": "modalities.image.data.MNIST"}}, ("stroke",)),
+        (
+            {"data": {"_target_": "modalities.image.data.Folder", "root": "none", "attribute": "animal", "classes": ["cat"]} | SHAPE},
+            ("animal",),
+        ),
     ],
     ids=str,
 )
@@ -449,6 +469,17 @@ def test_a_config_cut_short_anywhere_is_refused(broken: Path):
             guidance.load(broken)
     path.write_text(text[: needed + 1])
     guidance.load(broken)
+
+
+def test_a_run_of_another_version(refused: Any, broken: Path):
+    config = yaml.safe_load((broken / "config.yaml").read_text())
+    assert config["format"] == FORMAT
+    (broken / "config.yaml").write_text(yaml.safe_dump(config | {"format": FORMAT + 1}))
+    said = sampled(refused)
+    assert f"another version of polyguide (format {FORMAT + 1}, this one reads {FORMAT})" in said
+    del config["format"]
+    (broken / "config.yaml").write_text(yaml.safe_dump(config))
+    assert read_config(broken) == config, "the first runs did not say it"
 
 
 def test_a_config_cut_short(refused: Any, broken: Path):

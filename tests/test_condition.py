@@ -117,6 +117,18 @@ def test_both_kinds_together_lose_what_either_does():
     assert bool(lost["a"][lost["b"]].all())
 
 
+def test_a_star_is_the_rate_of_all_others():
+    lost = dropped(Dropout(0.0, {"*": 0.3, "b": 0.6}))
+    rate(lost["a"], 0.3)
+    rate(lost["b"], 0.6)
+    rate(lost["a"] & lost["b"], 0.18)
+    for each, same in (({"*": 0.3}, 0.3), ({"*": 0.0, "a": 0.5}, {"a": 0.5}), ({"*": 0.9, "a": 0.1, "b": 0.2}, {"a": 0.1, "b": 0.2})):
+        one, other = dropped(Dropout(0.2, each)), dropped(Dropout(0.2, same))
+        assert all(torch.equal(one[name], other[name]) for name in one), each
+    spared = dropped(Dropout(0.0, {"*": 1.0, "b": 0.0}))
+    assert bool(spared["a"].all()) and not bool(spared["b"].any()), "a rate of 0 is one, too"
+
+
 def test_dropout_keeps_absent_what_was_absent():
     there = torch.arange(N) % 2 == 0
     lost = dropped(Dropout(0.0, 0.25), a=there)
@@ -139,7 +151,7 @@ def test_dropout_is_pure():
     assert all(torch.equal(condition.keep[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("joint, each", [(-0.1, 0.0), (1.1, 0.0), (math.nan, 0.0), (0.1, 2.0), (0.1, {"a": -1.0})])
+@pytest.mark.parametrize("joint, each", [(-0.1, 0.0), (1.1, 0.0), (math.nan, 0.0), (0.1, 2.0), (0.1, {"a": -1.0}), (0.1, {"*": 1.5})])
 def test_impossible_probabilities_are_refused(joint: float, each: float | dict):
     with pytest.raises(UserError):
         Dropout(joint, each)
@@ -148,6 +160,11 @@ def test_impossible_probabilities_are_refused(joint: float, each: float | dict):
 def test_dropout_of_an_unknown_attribute_is_refused_by_name():
     with pytest.raises(UserError, match="digitt"):
         Dropout(0.1, {"digitt": 0.1})(Condition.of(digit=[1]), torch.rand(1, 2))
+    dropout = Dropout(0.1, {"*": 0.1, "digitt": 0.1})
+    with pytest.raises(UserError, match=r"no attribute to drop 'digitt' \(did you mean 'digit'\?\); choose from: digit, size, \*"):
+        dropout.check(["digit", "size"])
+    Dropout(0.1, {"*": 0.1, "size": 0.2}).check(["digit", "size"])
+    Dropout(0.1, {"*": 0.1}).check([])
 
 
 # Rows, cat, same
@@ -249,3 +266,40 @@ def test_vectors_are_read_as_numbers(size: int, value: object):
 def test_what_is_no_vector_is_refused(value: object):
     with pytest.raises(UserError):
         Vector(2).parse(value)
+
+
+# Levels
+
+
+ORDERED = Label(("a", "b", "c", "d", "e"), levels=(("c",), ("e", "a"), ("b",)))
+
+
+def test_the_level_of_a_class_is_the_place_of_its_group():
+    assert ORDERED.level(torch.tensor([0, 1, 2, 3, 4, 2])).tolist() == [1, 2, 0, -1, 1, 0], "d has none"
+    assert ORDERED.level(torch.tensor([], dtype=torch.long)).tolist() == []
+    assert Label(("a", "b")).level(torch.tensor([1, 0])).tolist() == [-1, -1], "without an order"
+
+
+def test_levels_are_names_as_classes_are(unchecked: None):
+    made = Label([1, 2, 3], levels=[[2], [3, 1]], quantity="size")
+    assert made == Label(("1", "2", "3"), (("2",), ("3", "1")), "size") and made.level(torch.tensor([0, 1, 2])).tolist() == [1, 0, 1]
+    assert hash(made) == hash(Label(("1", "2", "3"), (("2",), ("3", "1")), "size")) and made != Label(("1", "2", "3"))
+    assert made.parse(3).item() == 2 and made.quantity == "size" and Label(("a",)).quantity == "" and Label(("a",)).levels == ()
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [
+        ((("a",),), "levels are two groups of classes or more"),
+        ((("a", "b", "c"),), "levels are two groups of classes or more"),
+        ((("a",), ("b", "a")), r"each class in one; got \(\('a',\), \('b', 'a'\)\)"),
+        ((("a", "a"), ("b",)), "each class in one"),
+        ((("a",), ()), "two groups of classes or more"),
+        ((("a",), ("bb",)), r"no class 'bb'.*did you mean 'b'\?.*choose from: a, b, c"),
+    ],
+    ids=str,
+)
+def test_levels_that_are_none_are_refused(levels: tuple, said: str, unchecked: None):
+    with pytest.raises(UserError, match=said) as error:
+        Label(("a", "b", "c"), levels=levels)
+    assert "\n" not in str(error.value)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from guidance import CFG, Condition, Cosine, Label, UserError, V, Vector
 from guidance.denoiser import Denoiser
 from guidance.estimate import Estimate
-from guidance.evaluate import cases, default_attribute, evaluate, label_attribute, reference, with_attribute
+from guidance.evaluate import Cases, cases, chosen, default_attribute, evaluate, label_attribute, reference, with_attribute
 from guidance.judge import read
 from guidance.modality import Modality
 from guidance.model import Model
@@ -239,6 +239,168 @@ def test_samples_are_drawn_for_and_measured_by_what_was_asked(names: tuple[str, 
         # Training data ends at 19; one in a hundred held-out items lies within 81.05 of that.
         assert row["copies"].value == (decoded[:, 0] - 19 <= 81.05).float().mean().item()
     assert "parity" not in names or [row["accuracy"].value for row in rows] == [1, 0], "three more is the other parity"
+
+
+# Every measure, against a direct computation
+
+
+class Thirds:
+    """Three numbers decide the class, all five are features."""
+
+    accuracy = 0.9
+
+    def __call__(self, decoded: Tensor) -> tuple[Tensor, Tensor]:
+        return decoded, 3 * decoded[:, :3]
+
+
+class Own:
+    """Measures of some samples, of all of them, and none of the sort that is a share."""
+
+    units: Any = {}
+
+    def judge(self, data: Any, attribute: str) -> Thirds:
+        return Thirds()
+
+    def measure(self, decoded: Tensor, condition: Condition, original: Any = None) -> dict[str, Tensor]:
+        return {
+            "mean": decoded.mean(1),
+            "some": torch.where(decoded[:, 0] > 0, decoded[:, 1], torch.nan),
+            "positive": (decoded[:, 4] > 0).float(),
+            "original": (decoded - original).abs().mean(1),
+        }
+
+    def together(self, decoded: Tensor) -> dict[str, float]:
+        return {"spread": decoded.std().item(), "largest": decoded.max().item()}
+
+    def flat(self, decoded: Tensor) -> Tensor:
+        return decoded[:, :2]
+
+
+def points(seed: int, n: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    """n points and the class that was asked for, which most of them are of."""
+    draw = torch.Generator().manual_seed(seed)
+    label = torch.arange(n) % 3
+    return spread * torch.randn(n, 5, generator=draw) + nn.functional.one_hot(label, 5), label
+
+
+@dataclass
+class Points:
+    points: Tensor
+    label: Tensor
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitems__(self, index: list[int]) -> tuple[Tensor, Condition]:
+        return self.points[index], Condition.of(kind=self.label[index])
+
+
+class Same(Tenfold):
+    def decode(self, x0: Tensor) -> Tensor:
+        return 10 * x0
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Estimate]]:
+    conditions = {"kind": Label(("a", "b", "c"))}
+    data: Any = Data(conditions, Points(*points(0, 90)), Points(*points(1, 50)))  # type: ignore[arg-type]
+    network = Unused()
+    of = Model(Modality("toy", (5,), Same(), network, conditions, data, Own(), Nothing()), {"main": Denoiser(network, Cosine(), V())}, {})
+    ref = reference(of, "kind")
+    made, label = points(2, 60, 0.8)
+    made[7] = data.train.points[3]
+    original = points(3, 60)[0]
+    return ref, data.train.points, made, label, ref.measured(Own(), made, Cases(Condition.of(kind=label), label, original))
+
+
+def reach(of: np.ndarray) -> np.ndarray:
+    return np.sort(np.linalg.norm(of[:, None] - of[None], axis=2), axis=1)[:, 3]
+
+
+def covered(points: np.ndarray, balls: np.ndarray) -> np.ndarray:
+    return (np.linalg.norm(points[:, None] - balls[None], axis=2) <= reach(balls)[None]).any(1)
+
+
+def by_hand(made: np.ndarray, label: np.ndarray, real: np.ndarray, held: np.ndarray) -> dict[str, float]:
+    """The measures that are of all samples together, from their definitions."""
+    s, t = np.cov(made.T), np.cov(real.T)
+    p = np.exp(3 * made[:, :3]) / np.exp(3 * made[:, :3]).sum(1, keepdims=True)
+    pairs = [scipy.stats.entropy(one, two) for one in p for two in p]
+    classes = np.bincount(np.arange(len(real)) % 3) / len(real)
+    gaps = [np.linalg.norm(a - b) for k in range(3) for a in made[label == k] for b in made[label == k]]
+    sizes = np.bincount(label)
+    return {
+        "frechet": float(((made.mean(0) - real.mean(0)) ** 2).sum() + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)),
+        "inception_score": float(np.exp(np.mean([scipy.stats.entropy(row, p.mean(0)) for row in p]))),
+        "modified_inception_score": float(np.exp(np.mean(pairs))),
+        "am_score": float(scipy.stats.entropy(classes, p.mean(0)) + np.mean([scipy.stats.entropy(row) for row in p])),
+        "recall": float(covered(real, made).mean()),
+        "diversity": float(np.mean([sum(gaps[sum(sizes[:k] ** 2) : sum(sizes[: k + 1] ** 2)]) / (m * (m - 1)) for k, m in enumerate(sizes)])),
+        "spread": float(made.std(ddof=1)),
+        "largest": float(made.max()),
+    }
+
+
+def test_every_measure_of_samples_is_a_direct_computation_with_its_interval(measured: Any):
+    ref, train, made, label, found = measured
+    real, x, k, held = train.double().numpy(), made.double().numpy(), label.numpy(), points(1, 50)[0].double().numpy()
+    expected = by_hand(x, k, real, held)
+    for name, value in expected.items():
+        assert found[name].value == pytest.approx(value, rel=1e-4), name
+        groups = [np.delete(np.arange(60), range(6 * g, 6 * g + 6)) for g in range(10)]
+        parts = [by_hand(x[rows], k[rows], real, held)[name] for rows in groups] if name in ("frechet", "recall", "diversity", "spread") else []
+        if parts:
+            half = scipy.stats.t.ppf(0.975, 9) * (9 / 10 * ((np.array(parts) - np.mean(parts)) ** 2).sum()) ** 0.5
+            assert (found[name].low, found[name].high) == pytest.approx((value - half, value + half), rel=1e-3), name
+    nearest = np.linalg.norm(x[:, None, :2] - real[None, :, :2], axis=2).min(1)
+    threshold = np.quantile(np.linalg.norm(held[:, None, :2] - real[None, :, :2], axis=2).min(1), 0.01)
+    shares = {
+        "accuracy": x[:, :3].argmax(1) == k,
+        "precision": covered(x, real),
+        "copies": nearest <= threshold,
+        "positive": x[:, 4] > 0,
+    }
+    for name, hits in shares.items():
+        interval = scipy.stats.binomtest(int(hits.sum()), 60).proportion_ci(method="wilson")
+        assert found[name].value == pytest.approx(hits.mean()) and (found[name].low, found[name].high) == pytest.approx(tuple(interval)), name
+    assert shares["copies"][7] and 0 < shares["accuracy"].mean() < 1 and 0 < shares["precision"].mean() < 1, "or this tests nothing"
+    means = {"mean": x.mean(1), "some": x[x[:, 0] > 0, 1], "original": np.abs(x - points(3, 60)[0].double().numpy()).mean(1)}
+    for name, values in means.items():
+        interval = scipy.stats.t.interval(0.95, len(values) - 1, values.mean(), scipy.stats.sem(values))
+        assert found[name].value == pytest.approx(values.mean(), rel=1e-5) and found[name].n == len(values)
+        assert (found[name].low, found[name].high) == pytest.approx(interval, rel=1e-4), name
+    assert set(found) == {*expected, *shares, *means} and list(found)[0] == "accuracy"
+    assert all(e.low <= e.value <= e.high for e in found.values()) and all(e.n == 60 for name, e in found.items() if name != "some")
+
+
+def test_quantities_that_are_measured_already_are_not_measured_again(measured: Any):
+    ref, _, made, label, found = measured
+    of = Cases(Condition.of(kind=label), label)  # no original, which measuring would need
+    given = {"mean": made.mean(1), "other": torch.ones(60)}
+    again = ref.measured(Own(), made, of, given)
+    assert again.keys() == (found.keys() - {"some", "positive", "original"}) | {"other"}
+    assert again["other"].value == 1 and all(again[name] == found[name] for name in again.keys() - {"other"})
+
+
+def test_without_a_judge_nothing_of_one_is_measured(measured: Any):
+    ref, _, made, label, found = measured
+    plain = replace(ref, judge=None, features=None, radius=None)
+    again = plain.measured(Own(), made, Cases(Condition.of(kind=label), label, points(3, 60)[0]))
+    assert list(again) == ["copies", "mean", "some", "positive", "original", "spread", "largest"]
+    assert all(again[name] == found[name] for name in again)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_few_samples_are_measured_too(measured: Any, n: int):
+    ref, _, made, label, _ = measured
+    found = ref.measured(Own(), made[:n], Cases(Condition.of(kind=label[:n]), label[:n], made[:n]))
+    assert found["frechet"].n == n and found["accuracy"].low <= found["accuracy"].value <= found["accuracy"].high
+    assert bool(found["frechet"].low <= found["frechet"].value) == (n > 3), "two groups of two samples are the fewest"
+
+
+def test_some_of_a_list_and_of_a_tensor():
+    index = torch.tensor([2, 0, 2])
+    assert chosen(["a", "b", "c"], index) == ["c", "a", "c"] and chosen(torch.tensor([5, 6, 7]), index).tolist() == [7, 5, 7]
 
 
 def test_items_without_the_attribute_are_neither_asked_for_nor_judged():

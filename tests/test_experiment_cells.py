@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from experiment_fakes import exactly, world
+from experiment_fakes import world
 
 from guidance import CFG, Compose, Interval, UserError, on
 from guidance.estimate import Estimate
@@ -63,7 +63,11 @@ def test_what_a_name_can_tell():
 
 def test_what_was_written_is_read(tmp_path: Path):
     store, whole = Cells(tmp_path), torch.arange(12.0).view(3, 4)
-    measured = found({"scale": 2.0, "how": "joint"}, grey=torch.tensor([1.0, math.nan, 3.0]), **{"p.side": whole[:, ::2], "class.side": torch.tensor([1, 0, -1])})
+    measured = found(
+        {"scale": 2.0, "how": "joint"},
+        grey=torch.tensor([1.0, math.nan, 3.0]),
+        **{"p.side": whole[:, ::2], "class.side": torch.tensor([1, 0, -1])},
+    )
     assert not store.done(cell()) and store.read(cell().name) is None
     store.write(cell(), measured)
     again = store.read(cell().name)
@@ -96,7 +100,9 @@ def test_what_is_cut_short_is_said(tmp_path: Path, suffix: str, kept: float):
     assert cell().name in str(said.value) and "\n" not in str(said.value)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", f'{{"format": {FORMAT}}}', f'{{"format": {FORMAT}, "at": 1, "n": 2, "estimates": 3}}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "null", "{}", f'{{"format": {FORMAT}}}', f'{{"format": {FORMAT}, "at": 1, "n": 2, "estimates": 3}}']
+)
 def test_what_is_no_cell_is_said(tmp_path: Path, content: str):
     store = Cells(tmp_path)
     store.write(cell(), found({"scale": 2.0}, grey=torch.ones(3)))
@@ -163,7 +169,3 @@ def test_items_that_lack_one_of_the_attributes_are_not_asked_for():
     with pytest.raises(UserError, match="no item has side and shade"):
         train.__getitems__ = lambda index: (whole(index)[0], whole(index)[1].drop("shade"))  # type: ignore[method-assign]
         items(model, train, 10, ["side", "shade"])
-
-
-def test_an_estimate_made_up_for_these_tests():
-    assert (exactly(1.0, 0.25).low, exactly(1.0, 0.25).high) == (0.75, 1.25)

@@ -17,6 +17,7 @@ from experiment_fakes import (
     MEANS,
     SETTINGS,
     Shifted,
+    cheaply,
     draw,
     experiment_config,
     free,
@@ -31,9 +32,15 @@ from guidance.experiment import DropoutStudy, Inverse, Mixing, Tradeoff
 from guidance.experiment.cells import FORMAT
 from guidance.experiment.conduct import conduct, weights
 from guidance.experiment.findings import FACTS, read_result
+from guidance.experiment.mixing import on_weights
 from guidance.model import Model
 
 SCALES = Tradeoff([-1, 0, 1, 3])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, unchecked: None) -> None:
+    cheaply(monkeypatch)
 
 
 def sides(n: int) -> list[str]:
@@ -95,7 +102,7 @@ def test_a_sum_moves_each_attribute_by_its_own_weight(tmp_path: Path):
     base = free(model, n)[:, 1]
     for a in (-1.0, 2.0):
         for b in (-1.0, 2.0):
-            cell = found.at(mix="two", side=a, shade=b)
+            cell = found.at(mix="two", **on_weights({"side": a, "shade": b}))
             assert cell is not None
             asked = torch.tensor(MEANS["shade"])[cell.arrays["asked.shade"]]
             torch.testing.assert_close(cell.arrays["grey"] - base, b * asked, atol=3e-2, rtol=0)
@@ -251,12 +258,18 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from experiment_fakes import measure, world
+from unittest import mock
+from experiment_fakes import cheaply, measure, world
 from guidance.experiment import Tradeoff
 
 out, me = Path(sys.argv[2]), sys.argv[3]
+class Patch:
+    def setattr(self, name, value):
+        mock.patch(name, value).start()
+
+cheaply(Patch())
 model = world()
-save, begun = model.modality.render.save, []
+save = model.modality.render.save
 
 def together(decoded, folder, names):
     (out / f"began-{me}").touch()

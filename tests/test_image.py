@@ -235,6 +235,38 @@ def test_digits_are_sklearns_split_by_class():
     assert torch.equal(whole(Digits().train)[0], train[0])
 
 
+def test_strokes_of_digits_are_thirds_of_their_class_by_ink():
+    """By rank, with no quantile: the k-th of n is thin where it is in the first third, bold in the last."""
+    digits = Digits()
+    images, condition = whole(digits.train)
+    held, of_held = whole(digits.test)
+    assert list(condition.values) == list(digits.conditions) == ["digit", "stroke"] and bool(condition.keep["stroke"].all())
+    for d in range(10):
+        ink = images[condition.values["digit"] == d].numpy().astype(np.int64).sum((1, 2, 3))
+        stroke = condition.values["stroke"][condition.values["digit"] == d].numpy()
+        low, high = (np.sort(ink)[int(np.ceil(share * (len(ink) - 1)))] for share in (1 / 3, 2 / 3))  # the first above a tercile
+        exact = [3 * int((ink < value).sum()) for value in (low, high)]
+        assert abs(exact[0] - len(ink)) <= 6 and abs(exact[1] - 2 * len(ink)) <= 6, "thirds, but for equals"
+        border = [float(np.quantile(ink, share)) for share in (1 / 3, 2 / 3)]
+        assert stroke.tolist() == [sum(value > bound for bound in border) for value in ink]
+        assert max(np.bincount(stroke)) - min(np.bincount(stroke)) <= 6
+        assert ink[stroke == 0].max() < ink[stroke == 1].min() and ink[stroke == 1].max() < ink[stroke == 2].min()
+        other = held[of_held.values["digit"] == d].numpy().astype(np.int64).sum((1, 2, 3))
+        assert of_held.values["stroke"][of_held.values["digit"] == d].tolist() == [sum(v > b for b in border) for v in other]
+    spec = digits.conditions["stroke"]
+    assert isinstance(spec, Label) and spec.level(torch.tensor([0, 1, 2])).tolist() == [0, 1, 2] and spec.classes == ("thin", "medium", "bold")
+    assert spec.quantity == "ink" and spec.quantity in ImageMetrics().units and spec == MNIST().conditions["stroke"]
+
+
+def test_ink_grows_with_the_stroke_that_is_named():
+    """What a Label's quantity promises: its measure tells the levels apart without a judge."""
+    images, condition = whole(Digits().train)
+    found = ImageMetrics().measure(images, condition)
+    assert set(found) == set(ImageMetrics().units) and ImageMetrics().together(images) == {}
+    means = [found["ink"][condition.values["stroke"] == k].mean().item() for k in range(3)]
+    assert means[0] < means[1] - 0.02 and means[1] < means[2] - 0.02
+
+
 def idx(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
 

@@ -35,6 +35,7 @@ from guidance import (
     Progress,
     Term,
     UserError,
+    V,
     Vector,
     checkpoint,
     level,
@@ -640,6 +641,124 @@ def test_a_moved_run_goes_on(trained: Path, tmp_path: Path):
     assert stored(moved)["data"] == stored(trained)["data"] and stored(moved)["network"] == stored(trained)["network"]
 
 
+# Precision
+
+
+MIDDLE = torch.tensor(0.4, dtype=torch.float64)
+
+
+class Rounding(nn.Module):
+    """A network whose products show the precision that they are made in, and that keeps the types it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.types = nn.Linear(6, 32), nn.Linear(32, 6), list[tuple[torch.dtype, ...]]()
+
+    def embed(self, condition: Condition) -> Tensor:
+        return condition.values["x"]
+
+    def forward(self, x_t: Tensor, logsnr: Tensor, context: Tensor, x0_hat: Tensor | None = None) -> Tensor:
+        hidden = self.first(x_t + context)
+        self.types.append((x_t.dtype, logsnr.dtype, hidden.dtype))
+        return self.second(torch.tanh(hidden) * logsnr[:, None].to(hidden))
+
+
+class Autocast(nn.Module):
+    """The same, wrapped by hand."""
+
+    def __init__(self, network: Rounding, precision: torch.dtype):
+        super().__init__()
+        self.network, self.precision = network, precision
+        self.embed = network.embed
+
+    def forward(self, *given: Any) -> Tensor:
+        with torch.autocast("cpu", self.precision):
+            return self.network(*given).float()
+
+
+def rounded(precision: torch.dtype | None, wrapped: torch.dtype | None = None, x_t: Tensor | None = None) -> Any:
+    torch.manual_seed(1)
+    x_t, context = torch.randn(5, 6) if x_t is None else x_t, torch.randn(5, 6)
+    network = Rounding()
+    made = Denoiser(network if wrapped is None else Autocast(network, wrapped), Cosine(), V(), precision=precision)
+    return made(x_t, level(Cosine(), MIDDLE, MIDDLE), context), network.types
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16], ids=str)
+def test_a_precision_is_that_of_the_network_wrapped_by_hand(precision: torch.dtype):
+    found, types = rounded(precision)
+    expected, _ = rounded(None, wrapped=precision)
+    plain, _ = rounded(None)
+    assert types == [(torch.float32, torch.float32, precision)]
+    for name in ("x0", "eps"):
+        one = getattr(found, name)
+        assert one.dtype == torch.float32 and torch.equal(one, getattr(expected, name))
+        assert not torch.equal(one, getattr(plain, name)), "or this tests nothing"
+        torch.testing.assert_close(one, getattr(plain, name), atol=0.05, rtol=0)
+
+
+def test_what_lies_around_the_network_is_not_rounded():
+    """Of V(), alpha x0 + sigma eps is x_t whatever the network says: to single precision."""
+    torch.manual_seed(2)
+    x_t, at = torch.randn(5, 6), level(Cosine(), MIDDLE, MIDDLE)
+    found, _ = rounded(torch.bfloat16, x_t=x_t)
+    torch.testing.assert_close((at.alpha * found.x0 + at.sigma * found.eps).float(), x_t, atol=1e-6, rtol=1e-6)
+
+
+def test_without_a_precision_the_network_is_called_as_it_is():
+    plain, types = rounded(None)
+    torch.manual_seed(1)
+    x_t, context = torch.randn(5, 6), torch.randn(5, 6)
+    at, network = level(Cosine(), MIDDLE, MIDDLE), Rounding()
+    expected = V().read(network(x_t, torch.full((5,), float(at.logsnr)), context), x_t, at)
+    assert torch.equal(plain.x0, expected.x0) and torch.equal(plain.eps, expected.eps) and types == [(torch.float32,) * 3]
+
+
+def test_without_a_precision_that_of_whoever_calls_holds():
+    """As in training, where a first guess of x0 is made under the trainer's precision."""
+    with torch.autocast("cpu", torch.bfloat16):
+        _, types = rounded(None)
+    assert types == [(torch.float32, torch.float32, torch.bfloat16)]
+
+
+def test_a_loaded_model_samples_in_the_precision_asked_for(trained: Path):
+    plain, same, half = (load(trained, precision=name) for name in ("no", "no", "bf16"))
+    assert [found.denoisers["main"].precision for found in (plain, half, load(trained, precision="fp16"))] == [
+        None,
+        torch.bfloat16,
+        torch.float16,
+    ]
+    assert load(trained).denoisers["main"].precision is None and load(trained).denoisers["main"].network is not None
+
+    def latents(found: Model) -> Tensor:
+        return torch.cat(list(found.latents(3, {"topic": "pet"}, steps=3, seed=2, project=False)))
+
+    one, again, other = latents(plain), latents(same), latents(half)
+    assert torch.equal(one, again) and other.dtype == torch.float32 and not torch.equal(one, other)
+    inner = plain.denoisers["main"].network
+    by_hand = replace(plain, denoisers={"main": replace(plain.denoisers["main"], network=Whole(inner))})
+    assert torch.equal(latents(by_hand), other)
+    for name in ("bf61", "fp32", ""):
+        with pytest.raises(UserError, match=rf"^there is no precision '{name}'.*choose from: no, bf16, fp16$"):
+            load(trained, precision=name)
+    with pytest.raises(UserError, match=r"'bf61' \(did you mean 'bf16'\?\)"):
+        load(trained / "nowhere", precision="bf61")
+
+
+class Whole(nn.Module):
+    """A network of text under autocast; what it embeds is embedded without."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network, self.embed = network, network.embed
+
+    def forward(self, *given: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            found: Tensor = self.network(*given)
+        return found.float()
+
+
 # Settings changed for one use
 
 
@@ -653,7 +772,7 @@ def test_only_what_is_named_is_changed(trained: Path):
     assert found.denoisers["main"].self_condition is True
     before, after = leaves(plain.config), leaves(found.config)
     assert {name: value for name, value in after.items() if before[name] != value} == changes and list(before) == list(after)
-    assert plain.config == stored(trained) == load(trained, settings={}).config
+    assert {"format": checkpoint.FORMAT, **plain.config} == stored(trained) and load(trained, settings={}).config == plain.config
     assert texts(found, seed=1) != texts(plain, seed=1)
 
 

@@ -25,11 +25,12 @@ from torch import Tensor
 from guidance import Condition, Label, UserError
 from guidance.checkpoint import located
 from guidance.condition import reveal
-from guidance.config import build
+from guidance.config import build, config_folder
 from guidance.page import element
 from modalities.text import files
-from modalities.text.data import E2E, INFILL, Sentence, TextData, TextFile, Trec
+from modalities.text.data import E2E, INFILL, LEVELS, SAID, SIZES, Sentence, TextData, TextFile, Trec, words
 from modalities.text.infill import Infill
+from modalities.text.metrics import TextMetrics
 from modalities.text.render import TextRender
 from modalities.text.tokenizer import HuggingFace, SentencePiece, Words, WordVocabulary
 
@@ -528,6 +529,17 @@ def test_every_fifth_question_of_a_topic_is_held_out(questions: None):
     assert data.name == "trec"
 
 
+def test_questions_have_a_length_where_that_is_asked_for(questions: None):
+    config = yaml.safe_load((config_folder() / "data" / "trec.yaml").read_text())
+    assert config["sized"] is True and Trec().sized is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = Trec(length=9, tokenizer=Words(least=1), sized=True)
+        assert list(data.labels) == ["topic", "length"], "the topic is still the first"
+        # How is it done 0 ? has six words and signs, Where in Zürich ' s 0 ? seven, Who is it ? four: of 11, the terciles are 6 and 7.
+        assert lengths(data.train) == ["short"] * 6 + ["medium"] * 4 + ["short"]
+
+
 # E2E
 
 
@@ -581,6 +593,27 @@ def test_restaurants_with_a_training_set_hold_out_the_test_set(tmp_path: Path):
     assert "river" not in data.phrases["area"] and "center of the city" in data.phrases["area"]["city centre"]
     _, condition = whole(data.train)
     assert condition.keep["area"].tolist() == condition.keep["customer_rating"].tolist() == [True, False]
+
+
+def test_prices_and_ratings_have_an_order_of_what_is_there(tmp_path: Path):
+    prices = ["moderate", "high", "£20-25", "cheap", "more than £30"]
+    ratings = ["5 out of 5", "high", "average"]
+    rows = [(meaning(f"P{k}", priceRange=p, **{"customer rating": r}), f"P{k}.") for k, p in enumerate(prices) for r in ratings]
+    restaurants(tmp_path / "trainset.csv", rows)
+    restaurants(tmp_path / "testset_w_refs.csv", [(meaning("T", food="French"), "T.")])
+    data = E2E(root=str(tmp_path), tokenizer=Words(least=1))
+    price, rating = data.labels["priceRange"], data.labels["customer_rating"]
+    assert price.levels == (("cheap",), ("moderate", "£20-25"), ("high", "more than £30"))
+    assert price.level(torch.tensor([price.classes.index(p) for p in prices])).tolist() == [1, 2, 1, 0, 2]
+    assert rating.levels == (("average",), ("high", "5 out of 5")), "nothing low is there"
+    assert data.labels["food"].levels == data.labels["name"].levels == () and not any(label.quantity for label in data.labels.values())
+    stored = E2E(root="nowhere", classes=data.pinned()["classes"], tokenizer=Words(least=1))
+    assert stored.labels == data.labels
+    few = E2E(classes={"priceRange": ["£20-25", "moderate"]})
+    assert few.labels["priceRange"].levels == (), "one level is no order"
+    for name, levels in LEVELS.items():
+        said = {value for attribute, value in SAID if attribute == name}
+        assert {value for level in levels for value in level} == said, "all values that the data has"
 
 
 def test_restaurants_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -684,6 +717,84 @@ def test_a_value_that_is_none_of_the_classes():
     assert data.labels == {"mood": Label(("sad", "calm"))}, "in the order that was given"
     with pytest.raises(UserError, match=r"made: mood='glad' is none of its classes: sad, calm"):
         data.train  # noqa: B018
+
+
+# The number of words as an attribute
+
+
+def of_words(*counts: int, **attributes: str) -> list[Sentence]:
+    """Sentences of so many words and signs, of which an apostrophe, a hyphen and a full stop are three."""
+    return [Sentence("It's-" + " w" * (n - 5) + "." if n > 5 else " ".join("abcde"[:n]), attributes) for n in counts]
+
+
+def lengths(split: Any) -> list[str]:
+    return [SIZES[k] for k in whole(split)[1].values["length"].tolist()]
+
+
+def test_lengths_are_terciles_of_the_training_sentences():
+    counts = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    shuffled = random.Random(0).sample(counts, 12)
+    data = Made(of_words(*shuffled), of_words(1, 4, 5, 8, 9, 30), length=40, sized=True, tokenizer=Words(least=1))
+    expected = {n: SIZES[(n - 1) // 4] for n in counts}
+    assert lengths(data.train) == [expected[n] for n in shuffled]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert lengths(data.test) == ["short", "short", "medium", "medium", "long", "long"], "by the training data's thirds"
+    assert bool(whole(data.train)[1].keep["length"].all())
+    label = data.labels["length"]
+    assert label == Label(SIZES, levels=(("short",), ("medium",), ("long",)), quantity="length") and SIZES == ("short", "medium", "long")
+    assert label.level(torch.tensor([0, 1, 2])).tolist() == [0, 1, 2] and "length" in TextMetrics(data).units
+    assert [len(words(s.text)) for s in of_words(*counts)] == counts, "or this tests nothing"
+
+
+def test_where_nothing_is_said_of_it_length_is_no_attribute():
+    data = Made(of_words(1, 2, 3, topic="x"))
+    assert list(data.labels) == ["topic"] and data.pinned()["classes"] == {"topic": ["x"]}
+
+
+def test_sentences_of_one_length_are_short():
+    data = Made(of_words(3, 3, 3), [Sentence("a b c a")], sized=True)
+    assert lengths(data.train) == ["short"] * 3 and lengths(data.test) == ["long"] and data.labels["length"].classes == SIZES
+
+
+def test_the_length_stands_beside_other_attributes_which_may_be_absent():
+    data = Made([*of_words(1, 2, mood="sad"), *of_words(3, 4), *of_words(1, 2, topic="x")], sized=True)
+    _, condition = whole(data.train)
+    assert set(condition.values) == {"mood", "topic", "length", INFILL}
+    assert lengths(data.train) == ["short", "medium", "long", "long", "short", "medium"]
+    assert condition.keep["mood"].tolist() == [True] * 2 + [False] * 4 and bool(condition.keep["length"].all())
+
+
+def test_a_stored_data_set_gives_the_same_lengths_and_needs_no_data_to_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lines = [f"{s.text},{'red' if k % 2 else 'blue'}" for k, s in enumerate(of_words(*range(1, 16)))]
+    path = written(tmp_path / "t.csv", "\n".join(["text,colour", *lines]))
+    first = TextFile(path=str(path), attributes=["colour"], sized=True, tokenizer=Words(least=1), length=30)
+    assert list(first.labels) == ["colour", "length"], "the length comes last, so that the first is still the data's own"
+    pinned, before, tested = first.pinned(), lengths(first.train), lengths(first.test)
+    assert pinned["classes"] == {"colour": ["blue", "red"], "length": ["short", "medium", "long"]} and len(set(before)) == 3
+    for name, content in first.files().items():
+        written(tmp_path / "run" / name, content)
+    settings = {"_target_": "modalities.text.data.TextFile", "path": str(path), "attributes": ["colour"], "sized": True, "length": 30}
+    stored = yaml.safe_load(yaml.safe_dump(settings | pinned))
+    read = files.rows
+    monkeypatch.setattr(files, "rows", None)
+    again: TextFile = build(located(stored, tmp_path / "run"))
+    assert again.labels == first.labels and again.conditions["length"].parse("long").item() == 2 and again.pinned() == pinned
+    monkeypatch.setattr(files, "rows", read)
+    assert (lengths(again.train), lengths(again.test)) == (before, tested)
+
+
+def test_a_column_of_its_own_called_length(tmp_path: Path):
+    path = str(written(tmp_path / "t.csv", "text,length\na b,3\nb a c,4\n"))
+    data = TextFile(path=path, attributes=["length"], sized=True, tokenizer=Words(least=1))
+    with pytest.raises(UserError, match=r"^text_file has an attribute 'length' of its own: pass data.sized=false$"):
+        data.labels  # noqa: B018
+    plain = TextFile(path=path, attributes=["length"], tokenizer=Words(least=1))
+    assert plain.labels == {"length": Label(("3", "4"))}, "which is no other's business"
+
+
+def test_a_single_sentence_has_a_length_too():
+    assert lengths(Made([Sentence("a b")], sized=True).train) == ["short"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from guidance import estimate
-from guidance.errors import UserError, one_of
+from guidance.errors import UserError
 from guidance.evaluate import label_attribute
 from guidance.experiment.asking import Asked, items, labels, named, number
 from guidance.experiment.cells import Cell, Measured
@@ -305,11 +305,8 @@ def unseen(model: Model, n: int, names: Sequence[str]) -> Asked:
     """Combinations of two attributes that training never saw: of the run's ``holdout``, or else of the held-out data, where it has any."""
     combinations = parse(model.config.get("holdout") or [], model.modality.conditions)
     if combinations:
-        having = [c for c in combinations if set(names) <= c.keys()]
-        if not having:
-            raise one_of("combination of attributes in the run's holdout", " and ".join(names), [", ".join(c) for c in combinations])
-        return {name: [having[k % len(having)][name] for k in range(n)] for name in names}
-
+        having = [c for c in combinations if c.keys() == set(names)]
+        return {name: [having[k % len(having)][name] for k in range(n)] for name in names} if having else {}
     data = model.modality.data
     if len(data.train) > LARGEST:
         return {}

@@ -24,7 +24,11 @@ ANSWERS = {
     "something else": "No: the named level is avoided, and what is left keeps its proportions",
     "the neighbour": "No: the named level is avoided, and its neighbour comes instead of the other end",
     "no effect": "No: the named level is not even avoided",
+    "cannot be told": "Cannot be told: the intervals are too wide",
 }
+
+WIDE = 0.2
+"""An interval that reaches so far to both sides of a difference of shares says nothing of it."""
 
 
 def add_order(built: Builder, results: Sequence[Result], first: str, name: str, there: Sequence[Place]) -> None:
@@ -112,7 +116,7 @@ def verdict(name: str, quantity: str, rows: Sequence[Row]) -> Verdict:
     if len(answers) < len(ENDS):
         return Verdict(question, "Cannot be said yet: one end has been measured", " ".join(evidence))
     alike = len(set(answers)) == 1
-    answer = ANSWERS[answers[0]] if alike else f"It depends on the end: {answers[0]} of the bottom, {answers[1]} of the top"
+    answer = ANSWERS[answers[0]] if alike else f"It depends on the end; bottom: {answers[0]}, top: {answers[1]}"
     return Verdict(question, answer, " ".join(evidence))
 
 
@@ -126,7 +130,10 @@ def judged(row: Row, free: Row) -> str:
         return "the opposite"
     if not row["named_level"].value < free["named_level"].value:
         return "no effect"
-    return "the neighbour" if row["of_the_rest_more_than_unconditional"].below else "something else"
+    rest = row["of_the_rest_more_than_unconditional"]
+    if rest.below:
+        return "the neighbour"
+    return "something else" if rest.high - rest.low < 2 * WIDE else "cannot be told"
 
 
 def at_level(cell: Measured, result: Result, name: str) -> Int[Tensor, "n"]:

@@ -1,0 +1,440 @@
+"""The report: one page that needs nothing else and holds all that was found; runs are put together only where they belong together."""
+
+import base64
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import jaxtyping
+import pytest
+from experiment_fakes import LABELS, cheaply, exactly, made, measure, result, world
+from PIL import Image
+
+from guidance import Label
+from guidance.cli import run
+from guidance.estimate import Estimate
+from guidance.experiment import DropoutStudy, Inverse, Mixing, Tradeoff
+from guidance.experiment.figures import Heat, Panel
+from guidance.experiment.findings import FACTS, Result, read_result
+from guidance.experiment.report import MARK, findings_of, grouped, results_of, written
+
+EXPERIMENTS: dict[str, Any] = {
+    "tradeoff": Tradeoff([0, 1, 3]),
+    "steps": Tradeoff([1, 2], steps=[3, 6]),
+    "inverse": Inverse([-1, 1]),
+    "compose": Mixing(weights=[-1, 1], scales=[1, 2]),
+    "dropout": DropoutStudy({"a": {"joint": 0.2}, "b": {"joint": 0.3}}, scales=[0, 1]),
+}
+HELD = [{"side": "left", "shade": "high"}]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_for_users() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        cheaply(patch)
+        jaxtyping.config.update("jaxtyping_disable", True)
+        yield
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all experiments; and two more trainings of the same, with one."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, experiment in EXPERIMENTS.items():
+        of = world(("side", "shade", "tone"), holdout=HELD)
+        measure(experiment, of, folder / "run-0" / "experiments" / name, 12, steps=3, make=lambda name, config: of)  # noqa: B023
+    for seed in (1, 2):
+        of = world(("side", "shade", "tone"), holdout=HELD, seed=seed)
+        measure(EXPERIMENTS["tradeoff"], of, folder / f"run-{seed}" / "experiments" / "tradeoff", 12, steps=3)
+    return folder
+
+
+@pytest.fixture
+def runs(place: Path, tmp_path: Path) -> Path:
+    """A copy to be spoilt."""
+    shutil.copytree(place, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def edited(folder: Path, **more: Any) -> None:
+    path = folder / FACTS
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: the open tags, all addresses, the text, the tables."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: set[str] = set()
+        self.styles = ""
+        self.text = ""
+        self.tables: list[list[list[tuple[str, str]]]] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == [], f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            self.attributes.add(name)
+            self.ids += [str(value)] if name == "id" else []
+            self.addresses += [str(value)] if name in ("src", "href", "action", "data", "poster", "srcset") else []
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append(("", ""))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.styles += data
+            return
+        self.text += data
+        if self.open and self.open[-1] in ("td", "th", "small") and self.tables and "table" in self.open:
+            text, ends = self.tables[-1][-1][-1]
+            self.tables[-1][-1][-1] = (text, ends + data) if self.open[-1] == "small" else (text + data, ends)
+
+
+def shown(groups: Sequence[Sequence[Result]], out: Path, title: str = "A title") -> Page:
+    return Page(written(groups, out, title))
+
+
+def near(text: str, value: float) -> bool:
+    """Whether a number as it is read is that of the CSV."""
+    return float(text) == pytest.approx(value, rel=6e-3, abs=6e-4)
+
+
+def test_the_page_holds_everything_and_needs_nothing(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "report"
+    assert run(["report", str(place / "run-0"), f"out={out}", "title=All & more"]) == 0
+    said, page = capsys.readouterr().out, Page(out / "report.html")
+    text = (out / "report.html").read_text()
+    assert page.addresses and all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert "http" not in re.sub(r"data:[^\"]*", "", text) and not re.search(r"url\(|@import", page.styles)
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags) and not any(
+        name.startswith("on") for name in page.attributes
+    )
+    assert all(address[1:] in page.ids for address in page.addresses if address.startswith("#")) and len(set(page.ids)) == len(page.ids)
+    assert "All & more" in page.text and "not measured" not in page.text and "cells measured so far" not in page.text
+    flowing = " ".join(page.text.split())
+    tables, figures = 0, 0
+    for name, experiment in EXPERIMENTS.items():
+        (of,) = results_of(place / "run-0" / "experiments" / name)
+        found = findings_of([of])
+        assert type(experiment).__name__ in of.facts["kind"] and found.verdicts and found.tables and found.figures
+        for verdict in found.verdicts:
+            for part in (verdict.question, verdict.answer, verdict.evidence):
+                assert " ".join(part.split()) in flowing
+            assert f"{verdict.question} {verdict.answer}." in said
+        for table in found.tables:
+            assert " ".join(table.caption.split()) in flowing
+            tables += 1
+        figures += len(found.figures)
+    # Every table of the page is one of the CSV files, number by number.
+    numbers = [rows for rows in page.tables if rows[0] and rows[0][0][0] and all(rows)]
+    files = sorted((out / "tables").glob("*.csv"))
+    assert tables == len(files) and figures == len(list((out / "figures").glob("*.png"))) == len(list((out / "figures").glob("*.svg")))
+    for path in files:
+        wide = list(csv.DictReader(path.read_text().splitlines()))
+        names = [name for name in wide[0] if not re.search(r"_(low|high)$", name) or name.rsplit("_", 1)[0] not in wide[0]]
+        candidates = [
+            rows
+            for rows in numbers
+            if [text for text, _ in rows[0]] == [name.replace("_", " ") for name in names] and len(rows) == len(wide) + 1
+        ]
+        assert any(all(agrees(row, cells, names) for row, cells in zip(wide, rows[1:], strict=True)) for rows in candidates), path.name
+
+
+def agrees(row: dict[str, str], cells: list[tuple[str, str]], names: Sequence[str]) -> bool:
+    for name, (text, ends) in zip(names, cells, strict=True):
+        value = row[name]
+        try:
+            number = float(value)
+        except ValueError:
+            if text != value:
+                return False
+            continue
+        if number != number:
+            if text:
+                return False
+            continue
+        if not near(text, number):
+            return False
+        if ends:
+            low, high = ends.split(" to ")
+            if not near(low, float(row[f"{name}_low"])) or not near(high, float(row[f"{name}_high"])):
+                return False
+        elif row.get(f"{name}_low") not in (None, "nan", ""):
+            return False
+    return True
+
+
+def test_every_figure_is_a_picture_and_a_drawing_with_its_labels(place: Path, tmp_path: Path):
+    for name in ("inverse", "compose"):
+        groups = grouped(results_of(place / "run-0" / "experiments" / name))
+        written(groups, tmp_path / name, "A title")
+        for figure in findings_of(groups[0]).figures:
+            (drawing,) = (tmp_path / name / "figures").glob(f"*-{figure.name}.svg")
+            assert Image.open(drawing.with_suffix(".png")).size[0] > 300
+            words = drawing.read_text()
+            for part in figure.draw:
+                assert part.xlabel and part.ylabel
+                for label, width in ((part.xlabel, 44), (part.ylabel, 34)):
+                    for line in fill(label, width).splitlines():
+                        assert f"<!-- {line} -->" in words, (figure.name, line)
+                if isinstance(part, Heat):
+                    assert part.label in words and all(f"<!-- {tick} -->" in words for tick in (*part.rows, *part.columns))
+                else:
+                    assert isinstance(part, Panel) and all(f"<!-- {series.label} -->" in words for series in part.series if series.label)
+
+
+def test_the_drawing_in_the_page_is_the_one_beside_it(place: Path, tmp_path: Path):
+    page = shown([results_of(place / "run-0" / "experiments" / "inverse")], tmp_path)
+    inside = {base64.b64decode(address.split(",", 1)[1]) for address in page.addresses if address.startswith("data:image/svg+xml;base64,")}
+    assert inside == {path.read_bytes() for path in (tmp_path / "figures").glob("*.svg")} and inside
+
+
+def test_samples_stand_side_by_side(place: Path, tmp_path: Path):
+    (of,) = results_of(place / "run-0" / "experiments" / "tradeoff")
+    page = shown([[of]], tmp_path)
+    pictures = [base64.b64decode(address.split(",", 1)[1]) for address in page.addresses if address.startswith("data:image/png")]
+    expected = [path.read_bytes() for scale in (0.0, 1.0, 3.0) for path in of.at(scale=scale).samples]  # type: ignore[union-attr]
+    assert len(expected) == 30 and pictures == expected
+    sheet = next(rows for rows in page.tables if rows[0][0] == ("", ""))
+    assert [text for text, _ in sheet[0]] == ["", *(("left", "right")[k % 2] for k in range(10))]
+    assert [row[0][0] for row in sheet[1:]] == ["scale 0", "scale 1", "scale 3"]
+
+
+def test_the_same_report_again_is_the_same_page(place: Path, tmp_path: Path):
+    for _ in range(2):
+        assert run(["report", str(place / "run-1"), f"out={tmp_path / 'report'}"]) == 0
+        pages = (tmp_path / "report" / "report.html").read_bytes()
+    assert run(["report", str(place / "run-1"), f"out={tmp_path / 'other'}"]) == 0
+    assert (tmp_path / "other" / "report.html").read_bytes() == pages
+
+
+HOSTILE = '<script>alert("1")</script>'
+QUOTED = '\' onload="x" <b>&amp;'
+LABELS["hostile"] = Label((HOSTILE, QUOTED, "</table>"))
+
+
+def test_hostile_text_is_text(tmp_path: Path):
+    files = []
+    for k, (suffix, content) in enumerate((("txt", HOSTILE.encode()), ("wav", b"RIFF"), ("png", b"PNG"))):
+        files.append(tmp_path / f"a-{k}.{suffix}")
+        files[-1].write_bytes(content)
+    beside = tmp_path / "a-1.png"
+    beside.write_bytes(b"beside")
+    kinds = []
+    for kind in range(3):
+        cells = [
+            replace(
+                made({"mix": "same", "first": HOSTILE, "second": QUOTED, "a": a, "b": a}, {"hostile": [0, 1, 2]}, {"hostile": [0] * 3}),
+                samples=[files[kind]],
+            )
+            for a in (1.0, 2.0)
+        ]
+        config = {"_target_": "guidance.experiment.Mixing", "weights": [1, 2]}
+        more = {"data": HOSTILE + str(kind), "title": QUOTED, "run": HOSTILE, "modality": "<i>", "experiment": config}
+        kinds.append([result(cells, tmp_path, attributes={"hostile": LABELS["hostile"]}, **more)])
+    page = shown(kinds, tmp_path / "out", HOSTILE)
+    assert not {"script", "b", "i"} & set(page.tags) and not any(name.startswith("on") for name in page.attributes)
+    assert page.text.count(HOSTILE) > 5 and QUOTED in page.text and "What do <script>" in page.text
+    assert {"blockquote", "audio"} <= set(page.tags)
+    found = {address for address in page.addresses if not address.startswith("#")}
+    for content, kind in ((b"RIFF", "audio/"), (b"beside", "image/png"), (b"PNG", "image/png")):
+        assert any(address.startswith(f"data:{kind}") and address.endswith(base64.b64encode(content).decode()) for address in found)
+
+
+# Together and apart
+
+
+def test_trainings_of_several_seeds_are_one_section(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = [str(place / f"run-{seed}") for seed in (0, 1, 2)]
+    assert run(["report", *folders, f"out={tmp_path}"]) == 0
+    page = Page(tmp_path / "report.html")
+    assert page.text.count("3 trainings (seeds 0, 1, 2)") == 1 and "95 % intervals over the 3 trainings" in page.text
+    assert len(page.ids) == len(EXPERIMENTS) and page.ids.count("numbers-fidelity-against-diversity") == 1
+    groups = grouped([of for folder in folders for of in results_of(Path(folder))])
+    (three,) = (group for group in groups if len(group) == 3)
+    assert [of.facts["seed"] for of in three] == [0, 1, 2] and sum(map(len, groups)) == len(EXPERIMENTS) + 2
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"config": {"other": 1}},
+        {"n": 13},
+        {"sampler": "DDPM"},
+        {"seed_of_samples": 9},
+        {"precision": "bf16"},
+        {"model_settings": "{'a': 1}"},
+        {"experiment": {"_target_": "guidance.experiment.Tradeoff", "scales": [1, 3]}},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_differs_in_more_than_the_seed_stands_apart(runs: Path, tmp_path: Path, more: dict[str, Any]):
+    edited(runs / "run-1" / "experiments" / "tradeoff", **more)
+    groups = grouped([*results_of(runs / "run-1"), *results_of(runs / "run-2")])
+    assert [len(group) for group in groups] == [1, 1]
+    page = shown(groups, tmp_path / "out")
+    assert len(set(page.ids)) == 2 and page.text.count("one training of") == 2
+
+
+def two_classes(runs: Path) -> list[str]:
+    edited(runs / "run-2" / "experiments" / "tradeoff", all_classes={"side": ["up", "down"]})
+    return ["run-1", "run-2"]
+
+
+def cut(runs: Path) -> list[str]:
+    path = runs / "run-1" / "experiments" / "tradeoff" / FACTS
+    path.write_text(path.read_text()[:99])
+    return ["run-1"]
+
+
+def cut_cell(runs: Path) -> list[str]:
+    path = min((runs / "run-1" / "experiments" / "tradeoff" / "cells").glob("*.json"))
+    path.write_text(path.read_text()[:30])
+    return ["run-1"]
+
+
+def other_format(runs: Path) -> list[str]:
+    edited(runs / "run-1" / "experiments" / "tradeoff", format=77)
+    return ["run-1"]
+
+
+def copied(runs: Path) -> list[str]:
+    shutil.copytree(runs / "run-1", runs / "copy")
+    return ["run-1", "copy"]
+
+
+def empty(runs: Path) -> list[str]:
+    (runs / "empty").mkdir()
+    return ["run-1", "empty"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (lambda runs: ["run-1", "nowhere"], ("nowhere", "no such folder")),
+        (empty, ("empty", "holds no experiments", "polyguide experiment run=")),
+        (lambda runs: ["run-1", "run-2", "run-1"], ("run-1", "named twice")),
+        (lambda runs: ["run-1", "run-1/experiments/tradeoff"], ("run-1", "named twice")),
+        (lambda runs: ["run-1", "../runs/run-1"], ("run-1", "named twice")),
+        (copied, ("copy", "same seed", "leave one out")),
+        (two_classes, ("different classes", "up, down", "left, right", "report them apart")),
+        (cut, (FACTS, "cut short")),
+        (cut_cell, ("cells", "cut short")),
+        (other_format, (FACTS, "format 77")),
+        (lambda runs: [], ("at least one run",)),
+        (lambda runs: ["run-1", "--fast"], ("--fast",)),
+        (lambda runs: ["run-1", "scales=3"], ("scales=3", "out=FOLDER")),
+        (lambda runs: ["run-1", "out=taken"], ("taken", "is a file")),
+        (lambda runs: ["run-1", "out=foreign"], ("report.html", "not written by this program", "out=")),
+    ],
+)
+def test_what_cannot_be_reported(
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    names: Callable[[Path], list[str]],
+    words: Sequence[str],
+):
+    monkeypatch.chdir(runs)
+    (runs / "taken").write_text("mine")
+    (runs / "foreign").mkdir()
+    (runs / "foreign" / "report.html").write_text("<p>mine</p>")
+    arguments = names(runs)
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    assert run(["report", *arguments]) == 2
+    said = capsys.readouterr()
+    assert (
+        said.err.startswith("polyguide: ") and said.err.count("\n") == 1 and said.out == "" and all(word in said.err for word in words)
+    ), said.err
+    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
+
+
+def test_a_page_of_its_own_is_written_over(place: Path, tmp_path: Path):
+    (tmp_path / "report.html").write_text(f"<html>{MARK}")
+    assert run(["report", str(place / "run-1"), f"out={tmp_path}"]) == 0 and "Frechet" in (tmp_path / "report.html").read_text()
+
+
+# What is not whole
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_however_far_an_experiment_is_there_is_a_report(place: Path, name: str):
+    (whole,) = results_of(place / "run-0" / "experiments" / name)
+    last = findings_of([whole])
+    for done in range(len(whole.cells)):
+        for cells in (whole.cells[:done], whole.cells[len(whole.cells) - done :]):
+            found = findings_of([replace(whole, cells=cells)])
+            assert {table.name for table in found.tables} <= {table.name for table in last.tables}
+            assert {verdict.question for verdict in found.verdicts} <= {verdict.question for verdict in last.verdicts} | {
+                v.question.replace(f", in {t} steps", "") for v in last.verdicts for t in (3, 6)
+            }
+    again = findings_of([whole, replace(whole, facts={**whole.facts, "seed": 5}, cells=[])])
+    assert all(not v.answer.startswith("Yes") for v in again.verdicts), "a training without cells: nothing is in all of them"
+
+
+@pytest.mark.parametrize(
+    ("name", "done"), [("tradeoff", 0), ("tradeoff", 1), ("steps", 1), ("inverse", 2), ("compose", 3), ("compose", 10), ("dropout", 2)]
+)
+def test_what_is_missing_is_said(place: Path, tmp_path: Path, name: str, done: int, capsys: pytest.CaptureFixture[str]):
+    (whole,) = results_of(place / "run-0" / "experiments" / name)
+    page = shown([[replace(whole, cells=whole.cells[:done])]], tmp_path)
+    line = f"{done} of {len(whole.cells)} cells measured so far"
+    assert line in page.text and line in capsys.readouterr().out
+
+
+def test_what_is_missing_is_counted_over_all_trainings(runs: Path, tmp_path: Path):
+    for path in sorted((runs / "run-2" / "experiments" / "tradeoff" / "cells").glob("*.json"))[:2]:
+        path.unlink()
+    partly = read_result(runs / "run-2" / "experiments" / "tradeoff")
+    assert not partly.whole and len(partly.cells) == 1
+    page = shown(grouped([*results_of(runs / "run-1"), partly]), tmp_path / "out")
+    assert "4 of 6 cells measured so far" in page.text and "2 trainings" in page.text
+
+
+def test_a_measure_without_an_interval_has_none(tmp_path: Path):
+    nan = float("nan")
+    cells = [
+        made(
+            {"scale": s},
+            {"side": [0, 1]},
+            {"side": [0, 1]},
+            estimates={"frechet": Estimate(2.0, nan, nan, 1), "recall": exactly(0.5, 0.25)},
+        )
+        for s in (1.0, 2.0)
+    ]
+    page = shown([[result(cells, tmp_path)]], tmp_path / "out")
+    rows = next(rows for rows in page.tables if rows[0][0][0] == "scale")
+    place = {text: k for k, (text, _) in enumerate(rows[0])}
+    assert rows[2][place["frechet"]] == ("2.000", "") and rows[2][place["recall"]] == ("0.500", "0.250 to 0.750")
+    assert (
+        rows[1][place["scale"]][0] == "real"
+        and rows[2][place["scale"]][0] == "1"
+        and "nan" not in " ".join(t for row in rows for t, _ in row)
+    )
