@@ -1,6 +1,6 @@
 """A world in which every guided sample is known, and cells that are made up.
 
-Of n numbers a sample, each attribute moves one: a condition's denoiser is that of N(m, DEVIATION^2), where m is what its attributes say, and
+Each attribute moves one number of a sample: a condition's denoiser is that of N(m, DEVIATION^2), where m is what its attributes say, and
 0 where none is there. So guidance by any weighted sum of conditions is the denoiser of the weighted sum of their means, at every noise
 level: samples from the same noise differ by exactly what the weights say.
 """
@@ -241,6 +241,15 @@ def cheaply(patch: Any) -> None:
     """Distances and scores that cost nothing, where a test is not about them: they are tested elsewhere."""
     patch.setattr("guidance.measures.frechet", lambda a, b: float((a.mean(0) - b.mean(0)).square().sum()))
     patch.setattr("guidance.measures.inception_score", lambda logits: float(logits.softmax(-1).max(-1).values.mean()))
+
+
+def sketched(parts: Any, folder: Path, name: str) -> list[Path]:
+    """Files as of a figure, without the drawing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
+    for path in paths:
+        path.write_text(f"{path.name}: {len(parts)}")
+    return paths
 
 
 # Made up

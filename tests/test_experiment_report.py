@@ -14,16 +14,18 @@ from typing import Any
 
 import jaxtyping
 import pytest
-from experiment_fakes import LABELS, cheaply, exactly, made, measure, result, world
+from experiment_fakes import LABELS, cheaply, exactly, made, measure, result, sketched, world
 from PIL import Image
 
 from guidance import Label
 from guidance.cli import run
 from guidance.estimate import Estimate
 from guidance.experiment import DropoutStudy, Inverse, Mixing, Tradeoff
-from guidance.experiment.figures import Heat, Panel
+from guidance.experiment.figures import Heat, Panel, Series
+from guidance.experiment.figures import draw as real_draw
+from guidance.experiment.figures import write as real_write
 from guidance.experiment.findings import FACTS, Result, read_result
-from guidance.experiment.report import MARK, findings_of, grouped, results_of, written
+from guidance.experiment.report import MARK, findings_of, grouped, results_of, slug, written
 
 EXPERIMENTS: dict[str, Any] = {
     "tradeoff": Tradeoff([0, 1, 3]),
@@ -55,6 +57,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         of = world(("side", "shade", "tone"), holdout=HELD, seed=seed)
         measure(EXPERIMENTS["tradeoff"], of, folder / f"run-{seed}" / "experiments" / "tradeoff", 12, steps=3)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes long, and is what few of these tests are about."""
+    monkeypatch.setattr("guidance.experiment.figures.write", sketched)
 
 
 @pytest.fixture
@@ -191,12 +199,13 @@ def agrees(row: dict[str, str], cells: list[tuple[str, str]], names: Sequence[st
     return True
 
 
-def test_every_figure_is_a_picture_and_a_drawing_with_its_labels(place: Path, tmp_path: Path):
+def test_every_figure_is_a_picture_and_a_drawing_with_its_labels(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("guidance.experiment.figures.write", real_write)
     for name in ("inverse", "compose"):
         groups = grouped(results_of(place / "run-0" / "experiments" / name))
         written(groups, tmp_path / name, "A title")
         for figure in findings_of(groups[0]).figures:
-            (drawing,) = (tmp_path / name / "figures").glob(f"*-{figure.name}.svg")
+            drawing = tmp_path / name / "figures" / f"numbers-{slug(groups[0][0].facts['title'])}-{figure.name}.svg"
             assert Image.open(drawing.with_suffix(".png")).size[0] > 300
             words = drawing.read_text()
             for part in figure.draw:
@@ -227,12 +236,47 @@ def test_samples_stand_side_by_side(place: Path, tmp_path: Path):
     assert [row[0][0] for row in sheet[1:]] == ["scale 0", "scale 1", "scale 3"]
 
 
-def test_the_same_report_again_is_the_same_page(place: Path, tmp_path: Path):
-    for _ in range(2):
-        assert run(["report", str(place / "run-1"), f"out={tmp_path / 'report'}"]) == 0
-        pages = (tmp_path / "report" / "report.html").read_bytes()
-    assert run(["report", str(place / "run-1"), f"out={tmp_path / 'other'}"]) == 0
-    assert (tmp_path / "other" / "report.html").read_bytes() == pages
+def test_the_same_figure_again_is_the_same_file(tmp_path: Path):
+    part = Panel("scale", "share", [Series("one", [0.0, 1.0], [exactly(0.5, 0.1), exactly(0.75, 0.1)], ["0", "1"])], 0.5, "chance")
+    one, other = (real_write([part], tmp_path / name, "a") for name in ("one", "other"))
+    assert [path.suffix for path in one] == [".png", ".svg"] and [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
+
+
+def test_a_heat_map_has_rows_from_top_to_bottom_and_its_numbers():
+    figure = real_draw(
+        [Heat("a title", "to the right", "down", ["x", "y", "z"], ["p", "q"], [[0.0, 0.25, 1.0], [0.5, float("nan"), 0.99]], "share")]
+    )
+    axis = figure.axes[0]
+    written_in = {tuple(int(v) for v in text.get_position()): text.get_text() for text in axis.texts}
+    assert written_in == {(0, 0): ".00", (1, 0): ".25", (2, 0): "1.00", (0, 1): ".50", (1, 1): "nan", (2, 1): ".99"}
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["x", "y", "z"] and [
+        tick.get_text() for tick in axis.get_yticklabels()
+    ] == ["p", "q"]
+    assert (
+        axis.yaxis_inverted()
+        and axis.get_xlabel() == "to the right"
+        and axis.get_ylabel() == "down"
+        and axis.images[0].get_clim() == (0, 1)
+    )
+
+
+def test_a_panel_has_its_points_intervals_and_level():
+    series = [
+        Series("one", [0.0, 2.0], [Estimate(0.5, 0.25, 1.0, 9), Estimate(0.75, 0.5, 0.875, 9)], ["here", "there"]),
+        Series("two", [exactly(1.0)], [exactly(0.125)]),
+    ]
+    axis = real_draw([Panel("across", "up", series, 0.375, "chance", "a title")]).axes[0]
+    lines = {line.get_label(): line for line in axis.lines}
+    assert list(lines["chance"].get_ydata()) == [0.375, 0.375] and axis.get_title() == "a title"
+    first, second = axis.containers
+    assert [list(map(float, d)) for d in first.lines[0].get_data()] == [[0, 2], [0.5, 0.75]]
+    assert [[list(map(float, end)) for end in bar] for bar in first.lines[2][0].get_segments()] == [
+        [[0, 0.25], [0, 1]],
+        [[2, 0.5], [2, 0.875]],
+    ]
+    assert float(second.lines[0].get_xdata()[0]) == 1 and [text.get_text() for text in axis.texts] == ["here", "there"]
+    one, two = first.lines[0], second.lines[0]
+    assert one.get_marker() != two.get_marker() and one.get_linestyle() != two.get_linestyle(), "to be told apart without colour"
 
 
 HOSTILE = '<script>alert("1")</script>'

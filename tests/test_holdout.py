@@ -84,7 +84,7 @@ def test_combinations_of_which_there_is_nothing_or_beside_which_there_is_nothing
     with pytest.raises(UserError, match=r"^holdout: there is no training item of combination 2 of 3$"):
         without(items, [{"digit": 1}, {"digit": 7}, {"digit": 8}])
     items.keep["digit"].fill_(True)
-    with pytest.raises(UserError, match="^holdout leaves nothing to train on$"):
+    with pytest.raises(UserError, match=r"^holdout leaves nothing to train on$"):
         without(items, [{"digit": 0}, {"digit": 1}, {"digit": 2}])
 
 
@@ -150,7 +150,13 @@ class Made(TextData):
     name = "made"
 
     def read(self) -> tuple[Sequence[Sentence], Sequence[Sentence]]:
-        moods: list[dict[str, str]] = [{"mood": "glad", "tone": "loud"}, {"mood": "glad"}, {"tone": "loud"}, {}, {"mood": "sad", "tone": "loud"}]
+        moods: list[dict[str, str]] = [
+            {"mood": "glad", "tone": "loud"},
+            {"mood": "glad"},
+            {"tone": "loud"},
+            {},
+            {"mood": "sad", "tone": "loud"},
+        ]
         return [Sentence(f"w{k} .", moods[k % 5]) for k in range(15)], []
 
 
@@ -165,7 +171,7 @@ def test_sentences_whose_attributes_are_absent_are_of_no_combination():
     assert left({"mood": "glad", "tone": "loud"}) == [k for k in everyone if k % 5 != 0]
     assert left({"mood": "glad"}) == [k for k in everyone if k % 5 > 1]
     assert left({"mood": "sad"}, {"tone": "loud", "mood": "glad"}) == [k for k in everyone if k % 5 not in (0, 4)]
-    with pytest.raises(UserError, match="'infill'.*mood, tone"):
+    with pytest.raises(UserError, match=r"'infill'.*mood, tone"):
         left({"infill": "w1"})
 
 

@@ -254,7 +254,9 @@ def test_strokes_of_digits_are_thirds_of_their_class_by_ink():
         other = held[of_held.values["digit"] == d].numpy().astype(np.int64).sum((1, 2, 3))
         assert of_held.values["stroke"][of_held.values["digit"] == d].tolist() == [sum(v > b for b in border) for v in other]
     spec = digits.conditions["stroke"]
-    assert isinstance(spec, Label) and spec.level(torch.tensor([0, 1, 2])).tolist() == [0, 1, 2] and spec.classes == ("thin", "medium", "bold")
+    assert (
+        isinstance(spec, Label) and spec.level(torch.tensor([0, 1, 2])).tolist() == [0, 1, 2] and spec.classes == ("thin", "medium", "bold")
+    )
     assert spec.quantity == "ink" and spec.quantity in ImageMetrics().units and spec == MNIST().conditions["stroke"]
 
 

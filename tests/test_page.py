@@ -11,7 +11,7 @@ from PIL import Image
 
 from guidance.page import element, gallery, inline, media_type
 
-NASTY = 'a "b" <i>c</i> & \'d\' &amp; >{0}'
+NASTY = "a \"b\" <i>c</i> & 'd' &amp; >{0}"
 
 
 class Seen(HTMLParser):

@@ -1,6 +1,6 @@
 """What inverse guidance on one attribute's classes gives: is the named class avoided, and where do the samples go instead?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +32,14 @@ def add_classes(built: Builder, results: Sequence[Result], first: str, there: Se
         row["nats_from_data"] = pooled(results, place, lambda cell: divergence(cell, first, prior))
         row["nats_from_unconditional"] = over(results, place, free, lambda cell, base: divergence(cell, first, seen_share(base, first)))
         row["nats_more_than_at_0"] = over(results, place, free, lambda cell, base: excess(cell, base, first))
+        row["correlation_with_distance"] = over(results, place, free, away(results[0], first)) if place["scale"] < 0 else None
         row |= {name: pooled(results, place, estimated(name)) for name in measures}
         row["n"] = sum(c.n for r in results if (c := r.at(**place)) is not None)
         rows.append({key: value for key, value in row.items() if value is not None})
     caption = (
         f"The classes of {first} named in turn. swapped from: the scale whose two weights are swapped. nats: the divergence of the classes "
-        "seen, the named one left out, from those of the data and of the unconditional model; at scale 0 it is what so few samples give."
+        "seen, the named one left out, from those of the data and of the unconditional model; at scale 0 it is what so few samples give. "
+        "correlation with distance: whether the classes that gain are those that look least like the named one, by ranks."
     )
     built.tables.append(Table("classes", caption, rows))
 
@@ -83,16 +85,18 @@ def avoided(results: Sequence[Result], first: str, row: Mapping[str, Any], rows:
     free = next((r for r in rows if r["scale"] == 0), None)
     if free is None or "named_class" not in row:
         return Verdict(question, "Cannot be said yet", "Scale 0 has not been measured.")
-    away = row["named_class"].high < free["named_class"].low or (row["named_class"].value == 0 and free["named_class"].value > 0.01)
+    gone = row["named_class"].high < free["named_class"].low or (row["named_class"].value == 0 and free["named_class"].value > 0.01)
     extra = row["nats_more_than_at_0"].above
-    where = "it goes to some of the other classes more than to others" if extra else "the rest is as without a condition"
-    answer = (f"Yes, and {where}" if extra else f"Yes: merely something else, {where}") if away else "No"
+    far = row["correlation_with_distance"]
+    least = ", most to those that look least like it" if far.above else ", most to those that look most like it" if far.below else ""
+    where = f"it goes to some of the other classes more than to others{least}" if extra else "the rest is as without a condition"
+    answer = (f"Yes, and {where}" if extra else f"Yes: merely something else, {where}") if gone else "No"
     evidence = (
         f"At scale {row['scale']:g} (w and 1 - w of scale {1 - row['scale']:g} swapped) the named class is seen in "
         f"{row['named_class']} of samples, against {free['named_class']} without a condition. Over the other classes the samples differ "
         f"from the unconditional model by {row['nats_from_unconditional']} nats ({row['nats_more_than_at_0']} more than so few samples "
-        f"differ at scale 0) and from the data by {row['nats_from_data']}. "
-        f"Frechet distance {row['frechet']}, unconditional {free['frechet']}."
+        f"differ at scale 0) and from the data by {row['nats_from_data']}; the rank correlation of what a class gains with its distance "
+        f"from the named one, in the judge's features, is {far}. Frechet distance {row['frechet']}, unconditional {free['frechet']}."
     )
     return Verdict(question, answer, evidence)
 
@@ -138,6 +142,28 @@ def excess(cell: Measured, base: Measured, name: str) -> Estimate:
         return _divergence(p[index], named, share) - _divergence(free[index], named, share)
 
     return estimate.statistic(function, len(asked))
+
+
+def away(result: Result, name: str) -> Callable[[Measured, Measured], Estimate]:
+    """Spearman's rank correlation, over pairs of a class named and another one, of how much more often the other is seen than without a
+    condition, with how far its real items are from the named class's."""
+    from scipy.stats import spearmanr
+
+    distance = torch.tensor(result.facts["distances"], dtype=torch.float64)
+
+    def measure(cell: Measured, base: Measured) -> Estimate:
+        p, free, asked = probabilities(cell, name), probabilities(base, name), cell.arrays[f"asked.{name}"]
+
+        def function(index: Int[Tensor, "m"]) -> float:
+            named, share, pairs = asked[index], free[index].mean(0), []
+            for k in named.unique().tolist():
+                gained = p[index][named == k].mean(0) - share
+                pairs += [(float(gained[c]), float(distance[k, c])) for c in range(len(share)) if c != k]
+            return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
+        return estimate.statistic(function, len(asked))
+
+    return measure
 
 
 def _divergence(p: Float[Tensor, "n classes"], asked: Int[Tensor, "n"], share: Float[Tensor, "classes"]) -> float:

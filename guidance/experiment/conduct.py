@@ -68,6 +68,7 @@ def facts_of(
         },
         "all_classes": {name: list(spec.classes) for name, spec in modality.conditions.items() if isinstance(spec, Label)},
         "priors": priors,
+        "distances": observer.distances().tolist(),
     }
 
 

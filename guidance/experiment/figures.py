@@ -129,11 +129,14 @@ def heat(figure: Any, axis: Any, part: Heat) -> None:
 
 def write(parts: Draw, folder: Path, name: str) -> list[Path]:
     """As PNG and as SVG."""
+    from matplotlib import rc_context
+
     figure = draw(parts)
     paths = []
     for suffix, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
         buffer = BytesIO()
-        figure.savefig(buffer, format=suffix, **options)
+        with rc_context({"svg.hashsalt": "polyguide"}):  # the same figure is the same file
+            figure.savefig(buffer, format=suffix, **options)
         path = folder / f"{name}.{suffix}"
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())

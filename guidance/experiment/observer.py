@@ -87,6 +87,13 @@ class Observer:
         ruler = Ruler(order, marks, 0.0)
         return Ruler(order, marks, float((ruler(quantity) == values).double().mean()))
 
+    def distances(self) -> Float[Tensor, "classes classes"]:
+        """How far the classes of the first attribute are from each other: the means of real items in the judge's features."""
+        ref, count = self.reference, len(self.labels[self.attributes[0]].classes)
+        assert ref.features is not None
+        means = torch.stack([ref.features[ref.label == k].mean(0) for k in range(count)])
+        return torch.cdist(means, means)
+
     @property
     def accuracy(self) -> Mapping[str, float]:
         """Of how each attribute is seen, on held-out data."""
