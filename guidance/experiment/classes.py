@@ -1,5 +1,6 @@
 """What inverse guidance on one attribute's classes gives: is the named class avoided, and where do the samples go instead?"""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ def add_classes(built: Builder, results: Sequence[Result], first: str, there: Se
     prior = torch.tensor(facts["priors"][first], dtype=torch.float64)
     free = {"named": first, "scale": 0.0}
     judged = not facts["attributes"][first]["quantity"]
+    known = len(prior) > 2 and all("distances" in r.facts for r in results)
     rows: list[Row] = []
     measures = [
         m for m in ("frechet", "precision", "recall", "inception_score", *facts["units"]) if any(m in c.estimates for c in results[0].cells)
@@ -32,7 +34,7 @@ def add_classes(built: Builder, results: Sequence[Result], first: str, there: Se
         row["nats_from_data"] = pooled(results, place, lambda cell: divergence(cell, first, prior))
         row["nats_from_unconditional"] = over(results, place, free, lambda cell, base: divergence(cell, first, seen_share(base, first)))
         row["nats_more_than_at_0"] = over(results, place, free, lambda cell, base: excess(cell, base, first))
-        row["correlation_with_distance"] = over(results, place, free, away(results[0], first)) if place["scale"] < 0 else None
+        row["correlation_with_distance"] = over(results, place, free, away(results[0], first)) if place["scale"] < 0 and known else None
         row |= {name: pooled(results, place, estimated(name)) for name in measures}
         row["n"] = sum(c.n for r in results if (c := r.at(**place)) is not None)
         rows.append({key: value for key, value in row.items() if value is not None})
@@ -87,16 +89,19 @@ def avoided(results: Sequence[Result], first: str, row: Mapping[str, Any], rows:
         return Verdict(question, "Cannot be said yet", "Scale 0 has not been measured.")
     gone = row["named_class"].high < free["named_class"].low or (row["named_class"].value == 0 and free["named_class"].value > 0.01)
     extra = row["nats_more_than_at_0"].above
-    far = row["correlation_with_distance"]
-    least = ", most to those that look least like it" if far.above else ", most to those that look most like it" if far.below else ""
-    where = f"it goes to some of the other classes more than to others{least}" if extra else "the rest is as without a condition"
+    far = row.get("correlation_with_distance")
+    most, ranks = "", ""
+    if far:
+        most = ", most to those that look least like it" if far.above else ", most to those that look most like it" if far.below else ""
+        ranks = f"; what a class gains and its distance from the named one, in the judge's features, have a rank correlation of {far}"
+    where = f"it goes to some of the other classes more than to others{most}" if extra else "the rest is as without a condition"
     answer = (f"Yes, and {where}" if extra else f"Yes: merely something else, {where}") if gone else "No"
     evidence = (
         f"At scale {row['scale']:g} (w and 1 - w of scale {1 - row['scale']:g} swapped) the named class is seen in "
         f"{row['named_class']} of samples, against {free['named_class']} without a condition. Over the other classes the samples differ "
         f"from the unconditional model by {row['nats_from_unconditional']} nats ({row['nats_more_than_at_0']} more than so few samples "
-        f"differ at scale 0) and from the data by {row['nats_from_data']}; the rank correlation of what a class gains with its distance "
-        f"from the named one, in the judge's features, is {far}. Frechet distance {row['frechet']}, unconditional {free['frechet']}."
+        f"differ at scale 0) and from the data by {row['nats_from_data']}{ranks}. "
+        f"Frechet distance {row['frechet']}, unconditional {free['frechet']}."
     )
     return Verdict(question, answer, evidence)
 
@@ -159,7 +164,9 @@ def away(result: Result, name: str) -> Callable[[Measured, Measured], Estimate]:
             for k in named.unique().tolist():
                 gained = p[index][named == k].mean(0) - share
                 pairs += [(float(gained[c]), float(distance[k, c])) for c in range(len(share)) if c != k]
-            return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of classes that all gain the same, there is none: NaN
+                return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
         return estimate.statistic(function, len(asked))
 
