@@ -277,6 +277,7 @@ def made(
 
 def facts(cells: int, attributes: Mapping[str, Label] | None = None, **more: Any) -> dict[str, Any]:
     known = attributes or {"side": SIDE}
+    count = len(next(iter(known.values())).classes)
     return {
         "format": FORMAT,
         "kind": "guidance.experiment.Tradeoff",
@@ -306,6 +307,7 @@ def facts(cells: int, attributes: Mapping[str, Label] | None = None, **more: Any
         },
         "all_classes": {name: list(of.classes) for name, of in known.items()},
         "priors": {name: [1 / len(of.classes)] * len(of.classes) for name, of in known.items()},
+        "distances": [[float(abs(k - c)) for c in range(count)] for k in range(count)],
         "cells": [f"cell-{k}" for k in range(cells)],
         **more,
     }

@@ -276,10 +276,10 @@ class Own:
         return decoded[:, :2]
 
 
-def points(seed: int, n: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
-    """n points and the class that was asked for, which most of them are of."""
+def points(seed: int, n: int, spread: float = 1.0, cycle: int = 3) -> tuple[Tensor, Tensor]:
+    """n points and the class that was asked for, which most of them are of; the last class is the most frequent."""
     draw = torch.Generator().manual_seed(seed)
-    label = torch.arange(n) % 3
+    label = (torch.arange(n) % cycle).clamp(max=2)
     return spread * torch.randn(n, 5, generator=draw) + nn.functional.one_hot(label, 5), label
 
 
@@ -303,11 +303,11 @@ class Same(Tenfold):
 @pytest.fixture(scope="module")
 def measured() -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Estimate]]:
     conditions = {"kind": Label(("a", "b", "c"))}
-    data: Any = Data(conditions, Points(*points(0, 90)), Points(*points(1, 50)))  # type: ignore[arg-type]
+    data: Any = Data(conditions, Points(*points(0, 90, cycle=5)), Points(*points(1, 50)))  # type: ignore[arg-type]
     network = Unused()
     of = Model(Modality("toy", (5,), Same(), network, conditions, data, Own(), Nothing()), {"main": Denoiser(network, Cosine(), V())}, {})
     ref = reference(of, "kind")
-    made, label = points(2, 60, 0.8)
+    made, label = points(2, 60, 1.4, cycle=4)
     made[7] = data.train.points[3]
     original = points(3, 60)[0]
     return ref, data.train.points, made, label, ref.measured(Own(), made, Cases(Condition.of(kind=label), label, original))
@@ -326,7 +326,7 @@ def by_hand(made: np.ndarray, label: np.ndarray, real: np.ndarray) -> dict[str, 
     s, t = np.cov(made.T), np.cov(real.T)
     p = np.exp(3 * made[:, :3]) / np.exp(3 * made[:, :3]).sum(1, keepdims=True)
     pairs = (p[:, None] * np.log(p[:, None] / p[None])).sum(2)
-    classes = np.bincount(np.arange(len(real)) % 3) / len(real)
+    classes = np.array([1, 1, 3]) / 5  # of the training data
     gaps = [np.linalg.norm(a - b) for k in range(3) for a in made[label == k] for b in made[label == k]]
     sizes = np.bincount(label)
     return {
@@ -400,6 +400,13 @@ def test_few_samples_are_measured_too(measured: Any, n: int):
     found = ref.measured(Own(), made[:n], Cases(Condition.of(kind=label[:n]), label[:n], made[:n]))
     assert found["frechet"].n == n and found["accuracy"].low <= found["accuracy"].value <= found["accuracy"].high
     assert bool(found["frechet"].low <= found["frechet"].value) == (n > 3), "two groups of two samples are the fewest"
+
+
+def test_an_exact_copy_is_one_where_held_out_data_holds_copies_too(measured: Any):
+    ref, _, made, label, _ = measured
+    ref = replace(ref, copy_distance=torch.tensor(0.0))
+    again = ref.measured(Own(), made, Cases(Condition.of(kind=label), label, made))
+    assert again["copies"].value == pytest.approx(1 / 60), "the one that was put there"
 
 
 def test_some_of_a_list_and_of_a_tensor():

@@ -138,3 +138,13 @@ def test_what_is_seen_of_samples():
 def test_nothing_named_is_nothing_to_be_right_about():
     estimates, _ = Observer(world(), ["side", "shade"])(drawn(("side", "shade"), 12, 5).values, {"shade": torch.tensor([0, 1, 2] * 4)})
     assert not {"accuracy", "diversity", "right.side"} & estimates.keys() and {"frechet", "right.shade"} <= estimates.keys()
+
+
+def test_classes_are_as_far_from_each_other_as_the_means_of_their_items():
+    model = world()
+    train = model.modality.data.train
+    means = [train.values[train.labels["shade"] == k].mean(0) for k in range(3)]  # type: ignore[attr-defined]
+    found = Observer(model, ["shade", "side"]).distances()
+    for k in range(3):
+        for c in range(3):
+            assert float(found[k, c]) == pytest.approx(float((means[k] - means[c]).square().sum().sqrt()), abs=1e-5)

@@ -44,10 +44,10 @@ def test_yes_takes_all_three_and_no_none(surer: bool, narrower: bool, later: boo
     assert f"Frechet distance is least at scale {best}" in found.evidence and "From scale 1 to 4" in found.evidence
 
 
-@pytest.mark.parametrize("part", [SURER, NARROWER])
-def test_a_difference_within_the_intervals_is_none(part: Mapping[str, float]):
-    """Half-widths of .05 are told apart; ones of 2 are not."""
-    for half, answer in ((0.05, "In part"), (2.0, "No")):
+@pytest.mark.parametrize(("part", "too_wide"), [(SURER, 0.6), (SURER, 2.0), (NARROWER, 0.15), (NARROWER, 2.0)])
+def test_a_difference_within_the_intervals_is_none(part: Mapping[str, float], too_wide: float):
+    """Half-widths of .05 are told apart; ones that overlap are not."""
+    for half, answer in ((0.05, "In part"), (too_wide, "No")):
         assert shape(cell(1.0, half), cell(4.0, half, frechet=1.0, **part)).answer == answer
 
 
@@ -106,11 +106,15 @@ def test_trainings_are_pooled_and_only_what_all_have():
 
 
 def test_the_figure_of_the_trade_off_has_the_scales_beside_its_points():
-    cells = [cell(s, recall=0.5 - s / 10, precision=0.5 + s / 10) for s in (1.0, 2.5, 4.0)]
+    cells = [cell(s, recall=0.5 - s / 10, precision=0.5 + s / 10, inception_score=s, frechet=9 - s) for s in (1.0, 2.5, 4.0)]
     figures = {f.name: f for f in Tradeoff([1, 2.5, 4]).findings([result(cells)]).figures}
     (series,) = figures["tradeoff"].draw[0].series  # type: ignore[union-attr]
     assert list(series.notes) == ["1", "2.5", "4"]
     assert [x.value for x in series.x] == pytest.approx([0.4, 0.25, 0.1]) and [y.value for y in series.y] == pytest.approx([0.6, 0.75, 0.9])  # type: ignore[union-attr]
+    (other,) = figures["tradeoff"].draw[1].series  # type: ignore[union-attr]
+    assert [x.value for x in other.x] == [1, 2.5, 4] and [y.value for y in other.y] == [8, 6.5, 5]  # type: ignore[union-attr]
+    labels = [(panel.xlabel.split(":")[0].split(" ")[0], panel.ylabel.split(":")[0].split(" ")[0]) for panel in figures["tradeoff"].draw]
+    assert labels == [("recall", "precision"), ("inception", "Frechet"), ("recall", "share")]
 
 
 # What is drawn

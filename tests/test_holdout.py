@@ -18,6 +18,7 @@ from guidance import Condition, Label, UserError, Vector, checkpoint
 from guidance.cli import run
 from guidance.holdout import parse, without
 from guidance.modality import Split
+from modalities.image.codec import Pixels
 from modalities.image.data import Digits, Folder
 from modalities.text.data import Sentence, TextData
 from modalities.text.tokenizer import Words
@@ -227,8 +228,11 @@ def test_a_resumed_run_still_holds_them_out(place: Path, capsys: pytest.CaptureF
     assert "holdout cannot change when a run is resumed" in capsys.readouterr().err
 
 
-def test_the_command_line_holds_out_digits(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_line_holds_out_digits(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    fitted: list[int] = []
+    monkeypatch.setattr(Pixels, "fit", lambda self, split: fitted.append(len(split)))
     condition = whole(Digits().train)[1]
     gone = int(((condition.values["digit"] == 3) & (condition.values["stroke"] == 2)).sum())
     assert run(["train", *TINY, "trainer.steps=1", "holdout=[{digit: 3, stroke: bold}]", "out=digits"]) == 0
     assert f"on {1442 - gone:,} samples of digits" in capsys.readouterr().out and gone > 30
+    assert fitted == [1442 - gone], "the codec sees no more than the network"

@@ -16,6 +16,9 @@ from guidance.experiment.findings import Builder, Figure, Place, Result, Table, 
 from guidance.experiment.tradeoff import classes_shown
 from guidance.table import Row
 
+WIDE = 0.2
+"""An interval as wide as that says nothing of a difference of shares."""
+
 
 def add_classes(built: Builder, results: Sequence[Result], first: str, there: Sequence[Place]) -> None:
     facts = results[0].facts
@@ -30,6 +33,7 @@ def add_classes(built: Builder, results: Sequence[Result], first: str, there: Se
     for place in there:
         row: dict[str, Any] = {"scale": place["scale"], "swapped_from": 1 - place["scale"]}
         row["named_class"] = pooled(results, place, lambda cell: named_share(cell, first))
+        row["named_more_than_at_0"] = over(results, place, free, lambda cell, base: more_often(cell, base, first))
         row["named_probability"] = pooled(results, place, lambda cell: named_probability(cell, first)) if judged else None
         row["nats_from_data"] = pooled(results, place, lambda cell: divergence(cell, first, prior))
         row["nats_from_unconditional"] = over(results, place, free, lambda cell, base: divergence(cell, first, seen_share(base, first)))
@@ -87,7 +91,7 @@ def avoided(results: Sequence[Result], first: str, row: Mapping[str, Any], rows:
     free = next((r for r in rows if r["scale"] == 0), None)
     if free is None or "named_class" not in row:
         return Verdict(question, "Cannot be said yet", "Scale 0 has not been measured.")
-    gone = row["named_class"].high < free["named_class"].low or (row["named_class"].value == 0 and free["named_class"].value > 0.01)
+    less = row["named_more_than_at_0"]
     extra = row["nats_more_than_at_0"].above
     far = row.get("correlation_with_distance")
     most, ranks = "", ""
@@ -95,11 +99,13 @@ def avoided(results: Sequence[Result], first: str, row: Mapping[str, Any], rows:
         most = ", most to those that look least like it" if far.above else ", most to those that look most like it" if far.below else ""
         ranks = f"; what a class gains and its distance from the named one, in the judge's features, have a rank correlation of {far}"
     where = f"it goes to some of the other classes more than to others{most}" if extra else "the rest is as without a condition"
-    answer = (f"Yes, and {where}" if extra else f"Yes: merely something else, {where}") if gone else "No"
+    answer = f"Yes, and {where}" if extra else f"Yes: merely something else, {where}"
+    if not less.below:
+        answer = "No" if less.high - less.low < WIDE else "Cannot be told: the intervals are too wide"
     evidence = (
         f"At scale {row['scale']:g} (w and 1 - w of scale {1 - row['scale']:g} swapped) the named class is seen in "
-        f"{row['named_class']} of samples, against {free['named_class']} without a condition. Over the other classes the samples differ "
-        f"from the unconditional model by {row['nats_from_unconditional']} nats ({row['nats_more_than_at_0']} more than so few samples "
+        f"{row['named_class']} of samples, against {free['named_class']} without a condition (difference {less}). Over the other classes "
+        f"the samples differ from the unconditional model by {row['nats_from_unconditional']} nats ({row['nats_more_than_at_0']} more than so few samples "
         f"differ at scale 0) and from the data by {row['nats_from_data']}{ranks}. "
         f"Frechet distance {row['frechet']}, unconditional {free['frechet']}."
     )
@@ -112,6 +118,13 @@ def probabilities(cell: Measured, name: str) -> Float[Tensor, "n classes"]:
 
 def named_share(cell: Measured, name: str) -> Estimate:
     return estimate.share(cell.arrays[f"class.{name}"] == cell.arrays[f"asked.{name}"])
+
+
+def more_often(cell: Measured, base: Measured, name: str) -> Estimate:
+    """How much more often the named class is seen than in the unconditional model, sample by sample from the same noise."""
+    asked = cell.arrays[f"asked.{name}"]
+    one, two = ((c.arrays[f"class.{name}"] == asked).double() for c in (cell, base))
+    return estimate.mean(one - two)
 
 
 def named_probability(cell: Measured, name: str) -> Estimate:

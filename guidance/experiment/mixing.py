@@ -190,7 +190,8 @@ class Mixing:
             row: dict[str, Any] = {"how": place["how"], "scale": place["scale"]}
             row |= {name: pooled(results, place, share_right(name)) for name in names}
             row["all"] = pooled(results, place, share_as_asked(dict.fromkeys(names, 1.0)))
-            row["frechet"] = pooled(results, place, estimated("frechet"))
+            if mix != "never seen":  # those are a few combinations: their distance to all of the data says nothing
+                row["frechet"] = pooled(results, place, estimated("frechet"))
             rows.append(row)
         what = {
             "two": "of training items",

@@ -10,6 +10,7 @@ from torch import Tensor
 from guidance import estimate
 from guidance.estimate import Estimate
 from guidance.experiment.cells import Measured
+from guidance.experiment.classes import WIDE
 from guidance.experiment.figures import Panel, Series, label_of
 from guidance.experiment.findings import Builder, Figure, Measure, Place, Result, Table, Verdict, over, pooled, sheet_of
 from guidance.table import Row
@@ -26,9 +27,6 @@ ANSWERS = {
     "no effect": "No: the named level is not even avoided",
     "cannot be told": "Cannot be told: the intervals are too wide",
 }
-
-WIDE = 0.2
-"""An interval that reaches so far to both sides of a difference of shares says nothing of it."""
 
 
 def add_order(built: Builder, results: Sequence[Result], first: str, name: str, there: Sequence[Place]) -> None:
