@@ -24,7 +24,7 @@ from guidance.config import build, leaves, resolve
 from guidance.errors import UserError, one_of
 from guidance.guide import CFG
 from guidance.holdout import parse, without
-from guidance.modality import Modality
+from guidance.modality import Modality, Split
 from guidance.model import PARTS, SAMPLER, Model, assemble, load, with_codec
 from guidance.noise import Stream, normal
 from guidance.process import corrupt, level
@@ -174,7 +174,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
             checkpoint.write_atomically(out / name, content)
         checkpoint.write_config(out, {key: config[key] for key in (*PARTS, *config)})  # the model first
         if not going_on:
-            pictures(modality, denoiser.schedule, out)
+            pictures(modality, denoiser.schedule, split, out)
         size = sum(p.numel() for p in objective.parameters())
         print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
 
@@ -207,13 +207,13 @@ def borrowed(modules: ModuleDict, weights: ModuleDict) -> Iterator[None]:
         modules.load_state_dict(own)
 
 
-def pictures(modality: Modality, schedule: Schedule, out: Path) -> None:
+def pictures(modality: Modality, schedule: Schedule, split: Split, out: Path) -> None:
     """What the model will be trained on: the forward process over some training samples, and the schedule's curves."""
     from guidance.plots import schedule_curves
 
     columns = 9
     levels = [level(schedule, t, t) for t in torch.linspace(0, 1, columns, dtype=torch.float64)[1:]]
-    raw, _ = modality.data.train.__getitems__(list(range(min(4, len(modality.data.train)))))
+    raw, _ = split.__getitems__(list(range(min(4, len(split)))))
     with torch.no_grad():
         x0 = modality.codec.encode(raw)
         eps = normal(0, Stream.START, 0, 0, tuple(x0.shape))
@@ -348,6 +348,11 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     print(f"{n} samples in {out}; {evaluations:.3g} network evaluations a sample and step, in {counter.calls} calls")
 
 
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """For JSON, which has no NaN."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
 def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide evaluate"""
     from guidance.evaluate import GIVEN, default_attribute, reference
@@ -376,7 +381,7 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
     quality_curves(rows, ref.real, out / "curves.png")
     judged = None if ref.judge is None else ref.judge.accuracy
-    facts = {"config": config, "attribute": name, "judge_accuracy": judged, "rows": [flat(row) for row in table]}
+    facts = {"config": config, "attribute": name, "judge_accuracy": judged, "rows": [finite(flat(row)) for row in table]}
     checkpoint.write_atomically(out / "evaluation.json", json.dumps(facts, indent=1, default=str).encode())
     print(as_text(table))
     about = f"; the judge is right on {judged:.1%} of held-out data" if judged is not None else ""

@@ -1,6 +1,7 @@
 """A network together with the meaning of what it says."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,7 +74,8 @@ class Denoiser:
     def __call__(
         self, x_t: Float[Tensor, "b *d"], level: Level, context: Context, x0_hat: Float[Tensor, "b *d"] | None = None
     ) -> Prediction:
-        with torch.autocast(x_t.device.type, self.precision, enabled=self.precision is not None):
+        # Without a precision of its own, that of whoever calls holds: training's, for the earlier guess.
+        with nullcontext() if self.precision is None else torch.autocast(x_t.device.type, self.precision):
             output, x_t, shown = self.output(x_t, level, context, x0_hat)
         return self.parameterization.read(output.to(x_t.dtype), x_t, shown)
 

@@ -1,4 +1,7 @@
-"""Combinations of attributes that training shall not see, to ask for them afterwards."""
+"""Combinations of attributes that training shall not see, to ask for them afterwards.
+
+What is made of a data set as a whole, such as a vocabulary, token vectors or a judge, still is.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ import html
 import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
@@ -23,7 +24,8 @@ figure {{ margin: 0; }} figcaption {{ color: #555; }} img {{ width: 100%; image-
 
 
 def media_type(file: Path) -> str:
-    return mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    kind, encoding = mimetypes.guess_type(file.name)
+    return kind if kind and not encoding else "application/octet-stream"
 
 
 def inline(file: Path) -> str:
@@ -33,7 +35,7 @@ def inline(file: Path) -> str:
 
 def element(file: Path, alone: bool = False, about: str = "") -> str:
     """HTML that shows a file, by its type: for a page in the same folder, or for one that stands ``alone`` and holds the content."""
-    source = inline(file) if alone else html.escape(file.name)
+    source = inline(file) if alone else quote(file.name)
     about = html.escape(about or file.name)
     match media_type(file).partition("/")[0]:
         case "image":

@@ -90,12 +90,13 @@ def test_the_order_is_that_of_the_levels():
 
 
 def test_marks_never_go_back():
-    """Where the middle class is out of order, no value is seen as it, and none is seen out of order."""
-    train = shaded([0, 0, 10, 10, 5, 5], [0, 0, 1, 1, 2, 2])
+    """Where the middle class is out of order, the second mark alone would be below the first."""
+    low, mid, high = [0.0] * 4, [-20.0, -20.0, -20.0, 10.0], [-5.0] * 4
+    assert (mark(torch.tensor(low), torch.tensor(mid)), mark(torch.tensor(mid), torch.tensor(high))) == (5.0, -12.5)
+    train = shaded([*low, *mid, *high], [0] * 4 + [1] * 4 + [2] * 4)
     found = observer(train, train).rulers["shade"]
-    assert list(found.marks) == sorted(found.marks)
-    seen = found(torch.linspace(-5, 15, 41)).tolist()
-    assert seen == sorted(seen)
+    assert found.marks == (5.0, 5.0)
+    assert found(torch.linspace(-30, 15, 46)).tolist() == [0] * 36 + [2] * 10, "none is seen out of order"
 
 
 def test_the_held_out_accuracy_is_a_count():

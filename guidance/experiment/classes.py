@@ -103,11 +103,10 @@ def avoided(results: Sequence[Result], first: str, row: Mapping[str, Any], rows:
     if not less.below:
         answer = "No" if less.high - less.low < WIDE else "Cannot be told: the intervals are too wide"
     evidence = (
-        f"At scale {row['scale']:g} (w and 1 - w of scale {1 - row['scale']:g} swapped) the named class is seen in "
-        f"{row['named_class']} of samples, against {free['named_class']} without a condition (difference {less}). Over the other classes "
-        f"the samples differ from the unconditional model by {row['nats_from_unconditional']} nats ({row['nats_more_than_at_0']} more than so few samples "
-        f"differ at scale 0) and from the data by {row['nats_from_data']}{ranks}. "
-        f"Frechet distance {row['frechet']}, unconditional {free['frechet']}."
+        f"At scale {row['scale']:g} (w and 1 - w of scale {1 - row['scale']:g} swapped) the named class is seen in {row['named_class']} of "
+        f"samples, against {free['named_class']} without a condition (difference {less}). Over the other classes the samples differ from "
+        f"the unconditional model by {row['nats_from_unconditional']} nats ({row['nats_more_than_at_0']} more than so few samples differ at "
+        f"scale 0) and from the data by {row['nats_from_data']}{ranks}. Frechet distance {row['frechet']}, unconditional {free['frechet']}."
     )
     return Verdict(question, answer, evidence)
 

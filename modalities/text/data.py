@@ -66,7 +66,8 @@ class TextData:
         classes: names of every attribute's classes; found by looking at the data where it is not given.
         infill: whether parts of sentences can be given.
         spans: see `Infill`.
-        sized: whether the number of words is an attribute too: ``length``, short, medium or long, by terciles of the training data.
+        sized: whether the number of words is an attribute too: ``length``, short, medium or long, by terciles of the training data
+            (whatever is left out for its length afterwards).
     """
 
     length: int = 32
@@ -104,9 +105,9 @@ class TextData:
             raise UserError(f"{self.name} holds no sentence to train on")
         if not self.sized:
             return train, test
-        if any(SIZE in s.attributes for s in train):
+        if any(SIZE in s.attributes for s in (*train, *test)):
             raise UserError(f"{self.name} has an attribute {SIZE!r} of its own: pass data.sized=false")
-        low, high = statistics.quantiles([len(words(s.text)) for s in train], n=3)
+        low, high = statistics.quantiles(2 * [len(words(s.text)) for s in train], n=3)  # twice: one sentence has no quantiles
 
         def sized(sentence: Sentence) -> Sentence:
             count = len(words(sentence.text))
@@ -126,6 +127,8 @@ class TextData:
         for sentence in (*self._sentences[0], *self._sentences[1]):
             for name, value in sentence.attributes.items():
                 found.setdefault(name, set()).add(value)
+        if SIZE in found and self.sized:
+            found[SIZE] = found.pop(SIZE)  # after the data's own
         return {name: self._label(name, sorted(values)) for name, values in found.items()}
 
     def _label(self, name: str, classes: Sequence[str]) -> Label:
