@@ -105,8 +105,9 @@ def avoided(results: Sequence[Result], first: str, row: Mapping[str, Any], rows:
     evidence = (
         f"At scale {row['scale']:g} (w and 1 - w of scale {1 - row['scale']:g} swapped) the named class is seen in {row['named_class']} of "
         f"samples, against {free['named_class']} without a condition (difference {less}). Over the other classes the samples differ from "
-        f"the unconditional model by {row['nats_from_unconditional']} nats ({row['nats_more_than_at_0']} more than so few samples differ at "
-        f"scale 0) and from the data by {row['nats_from_data']}{ranks}. Frechet distance {row['frechet']}, unconditional {free['frechet']}."
+        f"the unconditional model by {row['nats_from_unconditional']} nats ({row['nats_more_than_at_0']} more than so few samples differ "
+        f"at scale 0) and from the data by {row['nats_from_data']}{ranks}. Frechet distance {row['frechet']}, unconditional "
+        f"{free['frechet']}."
     )
     return Verdict(question, answer, evidence)
 
