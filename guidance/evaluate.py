@@ -16,6 +16,7 @@ from guidance.guide import CFG
 from guidance.judge import read
 from guidance.modality import Judge, Metrics, Split
 from guidance.model import Model
+from guidance.noise import permutation
 from guidance.sampler import Callback, Progress
 from guidance.train import to_device
 
@@ -170,7 +171,9 @@ def reference(model: Model, attribute: str | None) -> Reference:
     flat = metrics.flat(known)
     copy_distance = measures.copy_distance(flat, metrics.flat(held_out))
     found = Reference(judge, features, radius, label, flat, copy_distance, {}, len(test_label))
-    return replace(found, real=found.measured(metrics, held_out, Cases(condition, test_label, held_out)))
+    mixed = torch.from_numpy(permutation(0, 0, len(test_label)))  # data may come class by class, and intervals are over blocks
+    held_out, of = chosen(held_out, mixed), Cases(condition.rows(mixed), test_label[mixed], chosen(held_out, mixed))
+    return replace(found, real=found.measured(metrics, held_out, of))
 
 
 def evaluate(
