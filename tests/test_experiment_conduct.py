@@ -19,6 +19,7 @@ from experiment_fakes import (
     Shifted,
     cheaply,
     draw,
+    drawn,
     experiment_config,
     free,
     measure,
@@ -159,6 +160,7 @@ def test_settings_are_those_of_the_sampling(tmp_path: Path):
 
 def test_the_facts_say_what_the_model_is(tmp_path: Path):
     model = world(("side", "shade", "tone"))
+    model.modality.data.train = drawn(("side", "shade", "tone"), 57, 11)  # type: ignore[misc]  # not as many of each class
     facts = measure(Inverse([-1]), model, tmp_path, 6).facts
     train = model.modality.data.train.labels
     assert facts["attributes"] == {
