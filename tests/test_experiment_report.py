@@ -303,6 +303,9 @@ def test_hostile_text_is_text(tmp_path: Path):
         config = {"_target_": "guidance.experiment.Mixing", "weights": [1, 2]}
         more = {"data": HOSTILE + str(kind), "title": QUOTED, "run": HOSTILE, "modality": "<i>", "experiment": config}
         kinds.append([result(cells, tmp_path, attributes={"hostile": LABELS["hostile"]}, **more)])
+    asked = {"hostile": [0, 1, 2]}  # the titles of columns, and so what a picture is called
+    named = [replace(made({"scale": 1.0}, {"hostile": [0, 1, 2]}, asked), samples=[beside] * 3)]
+    kinds.append([result(named, tmp_path, attributes={"hostile": LABELS["hostile"]}, data="pictures")])
     page = shown(kinds, tmp_path / "out", HOSTILE)
     assert not {"script", "b", "i"} & set(page.tags) and not any(name.startswith("on") for name in page.attributes)
     assert page.text.count(HOSTILE) > 5 and QUOTED in page.text and "What do <script>" in page.text

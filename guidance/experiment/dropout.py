@@ -21,7 +21,7 @@ from guidance.table import Row
 
 @dataclass(frozen=True)
 class DropoutStudy:
-    """Each variant at every scale, with one attribute and, where there are two, with both: jointly, and as a sum.
+    """Each variant at every scale, with one attribute and, where there are several, with all jointly, and with the first two as a sum.
 
     Args:
         variants: name -> ``joint`` and ``each`` of `Dropout`; each is a training like the run's own. What is known in part (given words)
@@ -51,12 +51,13 @@ class DropoutStudy:
 
     def cells(self, model: Model, n: int) -> Sequence[Cell]:
         names, made = list(self.watched(model)), []
-        both = items(model, model.modality.data.train, n, names) if len(names) > 1 else {}
+        every = items(model, model.modality.data.train, n, list(labels(model))) if len(names) > 1 else {}
+        both = {name: every[name] for name in names if name in every}
         for variant in self.variants:
             asked = alone(model, n, names[0])
             made += [Cell({"dropout": variant, "how": "alone", "scale": s}, CFG(s), asked, variant=variant) for s in self.scales]
             if both:
-                made += [Cell({"dropout": variant, "how": "joint", "scale": s}, CFG(s), both, variant=variant) for s in self.scales if s]
+                made += [Cell({"dropout": variant, "how": "joint", "scale": s}, CFG(s), every, variant=variant) for s in self.scales if s]
                 made += [
                     Cell(
                         {"dropout": variant, "how": "sum", "scale": s}, sum_of(model, both, dict.fromkeys(names, s)), both, variant=variant
@@ -93,7 +94,7 @@ class DropoutStudy:
                 row["both_right"] = pooled(results, place, share_as_asked(dict.fromkeys(names, 1.0)))
             rows.append({key: value for key, value in row.items() if value is not None})
         both = " and ".join(names)
-        caption = f"alone: the classes of {names[0]} in turn; joint: {both} of training items; sum: the same from single conditions."
+        caption = f"alone: the classes of {names[0]} in turn; joint: all attributes of training items; sum: {both}, from single conditions."
         built.tables.append(Table("dropout", caption, rows))
 
         def lines(how: str, measure: str) -> list[Series]:
