@@ -308,6 +308,23 @@ def test_hostile_text_is_text(tmp_path: Path):
     kinds.append([result(named, tmp_path, attributes={"hostile": LABELS["hostile"]}, data="pictures")])
     page = shown(kinds, tmp_path / "out", HOSTILE)
     assert not {"script", "b", "i"} & set(page.tags) and not any(name.startswith("on") for name in page.attributes)
+    plain = {
+        "lang",
+        "charset",
+        "name",
+        "content",
+        "href",
+        "class",
+        "scope",
+        "src",
+        "alt",
+        "style",
+        "id",
+        "aria-label",
+        "controls",
+        "preload",
+    }
+    assert page.attributes <= plain | {"open"}, "no name or title ends an attribute"
     assert page.text.count(HOSTILE) > 5 and QUOTED in page.text and "What do <script>" in page.text
     assert {"blockquote", "audio"} <= set(page.tags)
     found = {address for address in page.addresses if not address.startswith("#")}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from guidance.errors import UserError
 from guidance.estimate import Estimate, over_seeds
@@ -97,7 +97,8 @@ def read_result(folder: Path) -> Result:
 class Experiment(Protocol):
     """What to draw, and what follows from it. A frozen dataclass of plain settings; a config of the group ``experiment`` makes it."""
 
-    title: ClassVar[str]
+    @property
+    def title(self) -> str: ...
 
     def watched(self, model: Model) -> Sequence[str]:
         """Those whose classes are seen; the first carries the distances."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from guidance.errors import UserError
 from guidance.estimate import Estimate
@@ -47,8 +47,6 @@ class Tradeoff:
     attribute: str | None = None
     given: str = "alone"
 
-    title: ClassVar[str] = "Fidelity against diversity"
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(check_scales(self.scales)))
         for steps in self.steps:
@@ -58,6 +56,10 @@ class Tradeoff:
             raise UserError(f"experiment.steps names a number twice: {list(self.steps)}")
         if self.given not in GIVEN:
             raise UserError(f"experiment.given is {' or '.join(GIVEN)}, got {self.given!r}")
+
+    @property
+    def title(self) -> str:
+        return "Fidelity against diversity" + (", by steps" if self.steps else "")
 
     def watched(self, model: Model) -> Sequence[str]:
         first = label_attribute(model, self.attribute)[0]
