@@ -45,7 +45,7 @@ def add_classes(built: Builder, results: Sequence[Result], first: str, there: Se
     caption = (
         f"The classes of {first} named in turn. swapped from: the scale whose two weights are swapped. nats: the divergence of the classes "
         "seen, the named one left out, from those of the data and of the unconditional model; at scale 0 it is what so few samples give. "
-        "correlation with distance: whether the classes that gain are those that look least like the named one, by ranks."
+        "correlation with distance: whether the classes that gain are those that are least like the named one, by ranks."
     )
     built.tables.append(Table("classes", caption, rows))
 
@@ -96,7 +96,7 @@ def avoided(results: Sequence[Result], first: str, row: Mapping[str, Any], rows:
     far = row.get("correlation_with_distance")
     most, ranks = "", ""
     if far:
-        most = ", most to those that look least like it" if far.above else ", most to those that look most like it" if far.below else ""
+        most = ", most to those that are least like it" if far.above else ", most to those that are most like it" if far.below else ""
         ranks = f"; what a class gains and its distance from the named one, in the judge's features, have a rank correlation of {far}"
     where = f"it goes to some of the other classes more than to others{most}" if extra else "the rest is as without a condition"
     answer = f"Yes, and {where}" if extra else f"Yes: merely something else, {where}"

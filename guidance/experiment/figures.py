@@ -135,7 +135,7 @@ def write(parts: Draw, folder: Path, name: str) -> list[Path]:
     paths = []
     for suffix, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
         buffer = BytesIO()
-        with rc_context({"svg.hashsalt": "polyguide"}):  # the same figure is the same file
+        with rc_context({"svg.hashsalt": "polyguide", "svg.fonttype": "none"}):  # the same figure is the same file; text stays text
             figure.savefig(buffer, format=suffix, **options)
         path = folder / f"{name}.{suffix}"
         folder.mkdir(parents=True, exist_ok=True)

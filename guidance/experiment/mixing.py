@@ -143,13 +143,7 @@ class Mixing:
     def _two(self, built: Builder, results: Sequence[Result], names: Sequence[str], there: Sequence[Place]) -> None:
         if not there:
             return
-        rows: list[Row] = []
-        for place in there:
-            signs = {name: float(place[f"on {name}"]) for name in names}
-            row: dict[str, Any] = {f"weight_of_{name}": weight for name, weight in signs.items()}
-            row |= {name: pooled(results, place, share_right(name)) for name in names}
-            row["as_asked"] = pooled(results, place, share_as_asked(signs))
-            rows.append(row)
+        rows = weighted(results, names, there)
         caption = (
             "Two conditions with a weight each: shares of samples seen as named; as asked: as named where the weight is above 0, and not "
             "where it is below."
@@ -229,13 +223,7 @@ class Mixing:
         built.verdicts.append(Verdict(question, answer, evidence))
 
     def _signed(self, built: Builder, results: Sequence[Result], names: Sequence[str], there: Sequence[Place]) -> None:
-        rows: list[Row] = []
-        for place in there:
-            signs = {name: float(place[f"on {name}"]) for name in names}
-            row: dict[str, Any] = {f"weight_of_{name}": weight for name, weight in signs.items()}
-            row |= {name: pooled(results, place, share_right(name)) for name in names}
-            row["as_asked"] = pooled(results, place, share_as_asked(signs))
-            rows.append(row)
+        rows = weighted(results, names, there)
         if rows:
             built.tables.append(Table("signed", "Three conditions, one of them negative: shares seen as named, and all as asked.", rows))
 
@@ -289,6 +277,18 @@ class Mixing:
             shares = f"{first} in {one}, {second} in {two}, either in {best['either']} of samples"
             evidence = f"With a weight of {best['weight_of_first']:g} each: {shares}."
             built.verdicts.append(Verdict(f"What do {first} and {second} make, mixed?", answer, evidence))
+
+
+def weighted(results: Sequence[Result], names: Sequence[str], there: Sequence[Place]) -> list[Row]:
+    """Of sums with a weight for each attribute: the shares seen as named, and all as asked."""
+    rows: list[Row] = []
+    for place in there:
+        weights = {name: float(place[f"on {name}"]) for name in names}
+        row: dict[str, Any] = {f"weight_of_{name}": weight for name, weight in weights.items()}
+        row |= {name: pooled(results, place, share_right(name)) for name in names}
+        row["as_asked"] = pooled(results, place, share_as_asked(weights))
+        rows.append(row)
+    return rows
 
 
 def on_weights(weights: Mapping[str, float]) -> dict[str, float]:
