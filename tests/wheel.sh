@@ -16,4 +16,6 @@ export POLYGUIDE_CACHE="$work/cache"
 "$work/venv/bin/polyguide" train data=digits trainer.steps=3 trainer.batch_size=8 network.channels=8 out=run
 "$work/venv/bin/python" -m guidance sample run=run n=2 condition.digit=3 guidance.scale=-1 sampler.steps=3 out=samples
 test -s samples/000001.png
+"$work/venv/bin/polyguide" experiment run=run experiment=tradeoff n=8 sampler.steps=3 'experiment.scales=[0,1]' out=experiment
+grep -q 'Fidelity against diversity' experiment/report.html
 echo "the wheel works in an empty environment"
