@@ -350,7 +350,9 @@ def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
     threads(config)
     n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), folder(config, "out")
-    asked = config["experiment"]
+    asked = config.get("experiment")
+    if asked is None:
+        raise UserError("experiment is missing; choose one, e.g. experiment=inverse; `polyguide list` shows them all")
     made = build(asked, "experiment")
     if not isinstance(made, Experiment):
         raise UserError(f"experiment={asked!r} is no experiment; `polyguide list` shows what can be chosen")

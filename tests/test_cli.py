@@ -339,7 +339,7 @@ def test_a_sweep_says_what_is_wrong(trained: Path, capsys: pytest.CaptureFixture
 # Help, lists, places
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "experiment"])
 def test_help_lists_groups_choices_and_defaults(capsys: pytest.CaptureFixture[str], command: str):
     with pytest.raises(SystemExit) as left:
         sys.exit(run([command, "--help"]))  # Hydra exits by itself
