@@ -16,7 +16,7 @@ from guidance.condition import Label
 from guidance.errors import UserError
 from guidance.evaluate import Evaluations, chosen
 from guidance.experiment.asking import named
-from guidance.experiment.cells import FORMAT, Cell, Cells, Measured
+from guidance.experiment.cells import FORMAT, Cell, Cells, Measured, plain
 from guidance.experiment.findings import FACTS, Experiment, Result, read_result
 from guidance.experiment.observer import Observer
 from guidance.judge import read
@@ -117,6 +117,8 @@ def conduct(
     names = [cell.name for cell in cells]
     if not cells or len(set(names)) < len(names):
         raise UserError("the experiment has no cells, or two of the same place")
+    if not all(plain(cell.guidance) for cell in cells):
+        raise UserError("the cells of an experiment are guided by CFG at a number, or by a composition: others have no name that lasts")
     terms = {
         "kind": config["_target_"],
         "n": n,

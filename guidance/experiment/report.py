@@ -148,8 +148,10 @@ def written(groups: Sequence[Sequence[Result]], out: Path, title: str) -> Path:
 
 def progress(group: Sequence[Result]) -> str:
     """What is still missing, in words."""
-    done, all_of = sum(len(r.cells) for r in group), sum(len(r.facts["cells"]) for r in group)
-    return "" if done == all_of else f"{done} of {all_of} cells measured so far"
+    if all(result.whole for result in group):
+        return ""
+    done, wanted = sum(len(r.cells) for r in group), sum(len(r.facts["cells"]) for r in group)
+    return f"{done} of {wanted} cells measured so far"
 
 
 def about(group: Sequence[Result]) -> str:
