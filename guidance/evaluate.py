@@ -147,10 +147,18 @@ class Reference:
         }
 
     def together(self, metrics: Metrics, samples: Any) -> dict[str, Estimate]:
-        def one(name: str) -> Estimate:
-            return estimate.statistic(lambda index: metrics.together(chosen(samples, index))[name], len(samples))
+        known: dict[bytes, Mapping[str, float]] = {}  # all quantities of a group of samples are made at once
 
-        return {name: one(name) for name in metrics.together(samples)}
+        def of(index: Tensor) -> Mapping[str, float]:
+            key = index.numpy().tobytes()
+            if key not in known:
+                known[key] = metrics.together(chosen(samples, index))
+            return known[key]
+
+        def one(name: str) -> Estimate:
+            return estimate.statistic(lambda index: of(index)[name], len(samples))
+
+        return {name: one(name) for name in of(torch.arange(len(samples)))}
 
 
 def chosen(samples: Any, index: Int[Tensor, "m"]) -> Any:

@@ -17,7 +17,7 @@ from guidance.errors import UserError
 from guidance.evaluate import Evaluations, chosen
 from guidance.experiment.asking import named
 from guidance.experiment.cells import FORMAT, Cell, Cells, Measured, plain
-from guidance.experiment.findings import FACTS, Experiment, Result, read_result
+from guidance.experiment.findings import FACTS, Experiment, Result, read_facts, read_result
 from guidance.experiment.observer import Observer
 from guidance.judge import read
 from guidance.model import Model
@@ -82,7 +82,7 @@ OTHER = {"weights": "other weights: the run has been trained since", "trainings"
 def check_same(out: Path, terms: Mapping[str, Any]) -> None:
     """UserError where a folder holds cells that were measured on other terms."""
     try:
-        found = read_result(out).facts
+        found = read_facts(out)
     except UserError as error:
         raise UserError(f"{error}; or pass overwrite=true, or another out=") from None
     for name, value in terms.items():
@@ -134,14 +134,14 @@ def conduct(
     if known.exists() and not overwrite:
         check_same(out, terms)
     observer: Observer | None = None
-    if overwrite or not known.exists() or list(read_result(out).facts["attributes"]) != list(observed) or not all(map(store.done, cells)):
+    if overwrite or not known.exists() or list(read_facts(out)["attributes"]) != list(observed) or not all(map(store.done, cells)):
         observer = Observer(model, observed)  # what is wrong with the data is said before anything is removed
     with store.claim("facts", wait=True):
         if overwrite:
             clear(out)
         elif known.exists():  # by now, perhaps, of a process that began at the same time
             check_same(out, terms)
-        facts = dict(read_result(out).facts) if observer is None else facts_of(model, experiment, config, observer, terms)
+        facts = read_facts(out) if observer is None else facts_of(model, experiment, config, observer, terms)
         checkpoint.write_atomically(known, json.dumps({**facts, "experiment": dict(config), "cells": names}, indent=1).encode())
     if observer is not None:
         models = {"": model}

@@ -79,8 +79,8 @@ class Result:
         return [list(level) for level in self.facts["attributes"][attribute]["levels"]]
 
 
-def read_result(folder: Path) -> Result:
-    """UserError where there is no experiment, or one of another version."""
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What is known of an experiment without its cells. UserError where there is none, or one of another version."""
     path = folder / FACTS
     if not path.is_file():
         raise UserError(f"{folder}: no {FACTS} in it, so no experiment was measured there")
@@ -89,7 +89,12 @@ def read_result(folder: Path) -> Result:
     except (OSError, ValueError):
         raise UserError(f"{path} is cut short; run the experiment again: what it measured is kept") from None
     check_format(facts, path)
-    cells = Cells(folder)
+    return dict(facts)
+
+
+def read_result(folder: Path) -> Result:
+    """An experiment with what has been measured of it."""
+    facts, cells = read_facts(folder), Cells(folder)
     return Result(folder, facts, [found for name in facts["cells"] if (found := cells.read(name)) is not None])
 
 
