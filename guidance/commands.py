@@ -258,6 +258,8 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     model = loaded(config)
     settings = sampling(config, model)
     render, codec = model.modality.render, model.modality.codec
+    if (wanted := config["format"]) not in (None, *render.formats):
+        raise one_of("format", wanted, render.formats)
     counter, frames = Evaluations(), []
     condition = {name: value for name, value in config["condition"].items() if value is not None}
     vacant(out, overwrite, SAMPLE_FILES)
@@ -271,7 +273,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
             if not done:  # nothing of an earlier command is removed before it is known that this one works
                 clear(out, SAMPLE_FILES)
             decoded = codec.decode(x0)
-            files += render.save(decoded, out, [f"{k:06d}" for k in range(done, done + len(x0))])
+            files += render.save(decoded, out, [f"{k:06d}" for k in range(done, done + len(x0))], wanted)
             seen(decoded)
             if done < 64:
                 shown.append(x0[: 64 - done])
@@ -286,12 +288,14 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     facts = {"config": config, "network_evaluations_per_sample_and_step": evaluations, "network_calls": counter.calls}
     checkpoint.write_atomically(out / "samples.json", json.dumps(facts, indent=1, default=str).encode())
     given = [{name: nth(value, k, n) for name, value in condition.items()} for k in range(n)]
-    lines = [{"file": file.name, "asked": asked, **what} for file, asked, what in zip(files, given, seen.rows(n), strict=True)]
+    named = [{"file": file.name} for file in files] or [{} for _ in range(n)]
+    lines = [{**file, "asked": asked, **what} for file, asked, what in zip(named, given, seen.rows(n), strict=True)]
     checkpoint.write_atomically(out / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     asked = [shorten(", ".join(f"{name}={value}" for name, value in of.items()), 80) for of in given]
     about = f"guidance {config['guidance']}, {settings['steps']} steps, seed {settings['seed']}"
-    page = gallery(f"{n} samples of {config['run']}", about, files, asked)
-    checkpoint.write_atomically(out / "index.html", page.encode())
+    if files:
+        page = gallery(f"{n} samples of {config['run']}", about, files, asked)
+        checkpoint.write_atomically(out / "index.html", page.encode())
     for line in lines[:SHOWN]:
         if "text" in line:
             print("\t".join([", ".join(f"{c} {p:.2f}" for c, p in line.get("seen", {}).values()), line["text"]]).strip())

@@ -1,11 +1,13 @@
 """The one exception that the command line turns into a single clear line."""
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """What is wrong, where, and what would be right, in one line. The command line prints it and exits with status 2."""
 
 
-def one_of(what: str, value: object, names: "list[str] | tuple[str, ...]") -> UserError:
+def one_of(what: str, value: object, names: Sequence[str]) -> UserError:
     """The error for a name that does not exist: it says which do, and the nearest of them."""
     import difflib
 

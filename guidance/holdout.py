@@ -4,28 +4,14 @@ What is made of a data set as a whole, such as a vocabulary, token vectors or a 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from guidance.condition import Condition, ConditionSpec, Label
+from guidance.condition import ConditionSpec, Label
 from guidance.errors import UserError, one_of
 from guidance.modality import Split
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some items of a split."""
-
-    whole: Split
-    index: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitems__(self, index: list[int]) -> tuple[Any, Condition]:
-        return self.whole.__getitems__([self.index[k] for k in index])
+from guidance.split import Part
 
 
 def parse(combinations: Any, conditions: Mapping[str, ConditionSpec]) -> list[dict[str, int]]:

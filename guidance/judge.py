@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from guidance.cache import cache as own_cache
 from guidance.checkpoint import fill, write_atomically
 from guidance.condition import Condition, Label
 from guidance.errors import UserError
@@ -65,6 +66,13 @@ def classes(data: Data, attribute: str) -> tuple[str, ...]:
     return spec.classes
 
 
+def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """What ``make`` gives, its first weights a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
 class TrainedJudge:
     """A judge with its held-out accuracy. ``network`` gives (features, logits) of what ``prepare`` makes of decoded data."""
 
@@ -84,13 +92,20 @@ def train_judge(
     prepare: Callable[[Any], Tensor],
     augment: Callable[[Tensor, torch.Generator], Tensor],
     *,
-    cache: Path,
     version: str,
+    cache: Path | None = None,
     steps: int = 600,
     batch: int = 128,
     lr: float = 2e-3,
 ) -> TrainedJudge:
-    """The judge from the cache, or trained with cross-entropy and cached. The same data gives the same judge."""
+    """The judge from the cache, or trained with cross-entropy and cached. The same data gives the same judge.
+
+    Args:
+        network: (features, logits) of a batch of inputs; `seeded` makes its first weights.
+        prepare: decoded data -> the network's inputs; augment: the inputs of a training batch, changed at random.
+        version: of the judge, to be changed with its network or its training; it names modality and judge, such as "image-1".
+    """
+    cache = cache or own_cache() / "judges"
     name = fingerprint(data, attribute, version)
     weights, facts = cache / f"{name}.safetensors", cache / f"{name}.json"
     if facts.is_file():

@@ -127,8 +127,13 @@ class Metrics(Protocol):
 class Render(Protocol):
     """How samples of a modality are shown and written."""
 
-    def save(self, decoded: Any, folder: Path, names: Sequence[str]) -> list[Path]:
-        """One file a sample (or one for all), in what people open."""
+    @property
+    def formats(self) -> Sequence[str]:
+        """The files that samples can be saved as, by suffix, the usual one first: ("png", "webp")."""
+        ...
+
+    def save(self, decoded: Any, folder: Path, names: Sequence[str], format: str | None = None) -> list[Path]:
+        """One file a sample, in what people open: NAME.png. No file where the format is that of `samples.jsonl`, which says all."""
         ...
 
     def words(self, decoded: Any) -> Sequence[str]:

@@ -18,19 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+from guidance.cache import cache
 from guidance.errors import UserError
-
-
-def cache() -> Path:
-    """The folder for what can be made or fetched again."""
-    import platformdirs
-
-    folder = Path(os.environ.get("POLYGUIDE_CACHE") or platformdirs.user_cache_path("polyguide"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot use the cache folder {folder}: {error.strerror}; set POLYGUIDE_CACHE to one that can be written") from None
-    return folder
 
 
 def local(name: str) -> Path | None:

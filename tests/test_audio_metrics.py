@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from guidance import Condition, Label, UserError, Vector
 from guidance.judge import TrainedJudge, train_judge
 from modalities.audio.clips import Clips
-from modalities.audio.files import write_wav
+from modalities.audio.files import write_sound
 from modalities.audio.mel import Mel
 from modalities.audio.metrics import AudioMetrics, Listener, augment, hertz, log_mel_distance, midi, pitch, stft_distance
 from modalities.audio.render import INK, MELS, WAVE_HEIGHT, WIDTH, AudioRender
@@ -315,7 +315,7 @@ def test_sounds_are_read_back_to_the_bit(tmp_path: Path):
 
 def test_samples_between_two_values_are_rounded_and_full_scale_stays_full(tmp_path: Path):
     steps = torch.tensor([0.4, 0.6, -0.4, -0.6, 1000.7, -1000.7, 32767.9, 32768, -32768])
-    read, _ = soundfile.read(write_wav(tmp_path / "x.wav", steps / 32768, RATE), dtype="int16")
+    read, _ = soundfile.read(write_sound(tmp_path / "x.wav", steps / 32768, RATE), dtype="int16")
     assert read.tolist() == [0, 1, 0, -1, 1001, -1001, 32767, 32767, -32768]
 
 

@@ -84,7 +84,7 @@ def test_a_run_folder_holds_all_that_was_chosen(trained: Path):
 
 def test_the_forward_process_is_drawn_over_training_data(trained: Path):
     sheet = np.asarray(Image.open(trained / "forward.png").convert("L"))
-    digit = model(trained).modality.data.train.pixels[0, 0].numpy().repeat(7, 0).repeat(7, 1)
+    digit = model(trained).modality.data.train.raw[0, 0].numpy().repeat(7, 0).repeat(7, 1)
     windows = np.lib.stride_tricks.sliding_window_view(sheet, digit.shape)
     assert (windows == digit).all((2, 3)).any(), "the first training digit, enlarged"
 
@@ -289,7 +289,7 @@ def test_an_evaluation_measures_the_samples_of_every_scale(trained: Path, capsys
     assert list(rows[0]) == ["scale", "n", *(f"{name}{end}" for name in measured for end in ("", "_low", "_high")), "evaluations"]
     assert {"accuracy", "frechet", "inception_score", "precision", "recall", "diversity", "copies", "ink", "slant"} <= set(measured)
     assert all(float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"]) for row in rows for name in measured)
-    held_out = model(trained).modality.data.test.pixels
+    held_out = model(trained).modality.data.test.raw
     assert float(rows[0]["ink"]) == pytest.approx(held_out.float().mean().item() / 255, abs=1e-4) and rows[0]["n"] == "355"
     assert f"the judge is right on {judge.accuracy:.1%} of held-out data" in said
     facts = json.loads(Path("out/evaluation.json").read_text())

@@ -23,7 +23,7 @@ from modalities.image.codec import Pixels
 from modalities.image.data import MNIST, Digits, Folder, Hub, every_fifth, read_idx
 from modalities.image.metrics import ImageMetrics
 from modalities.image.network import Attention, ResBlock, UNet
-from modalities.image.render import ImageRender
+from modalities.image.render import image_render
 
 SPECS = {"kind": Label(("a", "b", "c")), "place": Vector(2)}
 
@@ -602,7 +602,7 @@ def colours(n: int, height: int = 4, width: int = 4) -> Tensor:
 @pytest.mark.parametrize("size", [(4, 4), (5, 3), (60, 60)], ids=str)
 def test_tables_put_every_image_in_its_place(tmp_path: Path, size: tuple[int, int]):
     images, zoom = colours(6, *size), max(1, 56 // max(size))
-    sheet = np.asarray(Image.open(ImageRender().table(images, tmp_path / "t.png", ["low", "high"], ["a", "b", "c"])))
+    sheet = np.asarray(Image.open(image_render().table(images, tmp_path / "t.png", ["low", "high"], ["a", "b", "c"])))
     corners = {}
     for k, image in enumerate(images):
         at = np.argwhere((sheet == image[:, 0, 0].numpy()).all(-1))
@@ -618,7 +618,7 @@ def test_tables_put_every_image_in_its_place(tmp_path: Path, size: tuple[int, in
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_saved_images_are_read_back_exactly(tmp_path: Path, channels: int):
     images = torch.randint(256, (3, channels, 5, 7), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    paths = ImageRender().save(images, tmp_path, ["one", "two", "three"])
+    paths = image_render().save(images, tmp_path, ["one", "two", "three"])
     assert [path.name for path in paths] == ["one.png", "two.png", "three.png"]
     for path, image in zip(paths, images, strict=True):
         assert np.array_equal(np.asarray(Image.open(path)).reshape(5, 7, channels), image.permute(1, 2, 0).numpy())
@@ -626,7 +626,7 @@ def test_saved_images_are_read_back_exactly(tmp_path: Path, channels: int):
 
 def test_animations_have_a_picture_a_frame(tmp_path: Path):
     frames = [torch.full((3, 1, 4, 4), value, dtype=torch.uint8) for value in (0, 60, 120, 250)]
-    gif = Image.open(ImageRender().animate(frames, tmp_path / "x.gif"))
+    gif = Image.open(image_render().animate(frames, tmp_path / "x.gif"))
     assert gif.n_frames == 4
     for k, value in enumerate((0, 60, 120, 250)):
         gif.seek(k)

@@ -15,7 +15,8 @@ from torch import Tensor
 from guidance import Condition
 from guidance.judge import TrainedJudge, fingerprint, read, train_judge
 from guidance.measures import copy_distance, diversity, frechet, inception_score, nearest, precision_recall, radii, within
-from modalities.image.data import Digits, Images
+from guidance.split import InMemory
+from modalities.image.data import Digits
 from modalities.image.metrics import Classifier, augment, prepare
 
 
@@ -172,8 +173,8 @@ digits = Digits()
 class Some:
     """A part of the digits as a data set."""
 
-    train: Images = field(default_factory=lambda: digits.train)
-    test: Images = field(default_factory=lambda: digits.test)
+    train: InMemory = field(default_factory=lambda: digits.train)
+    test: InMemory = field(default_factory=lambda: digits.test)
     name: str = "some"
     shape: tuple[int, ...] = (1, 8, 8)
     conditions: Any = field(default_factory=lambda: {"digit": digits.conditions["digit"]})
@@ -222,21 +223,22 @@ def test_a_judge_whose_file_is_broken_is_trained_again(tmp_path: Path, kind: str
     assert path.read_bytes() == whole
 
 
-def changed(images: Images, row: int) -> Images:
-    pixels = images.pixels.clone()
+def changed(images: InMemory, row: int) -> InMemory:
+    pixels = images.raw.clone()
     pixels[row] = 255 - pixels[row]
-    return replace(images, pixels=pixels)
+    return replace(images, raw=pixels)
 
 
 def test_a_fingerprint_changes_with_what_a_judge_depends_on():
-    relabelled = replace(digits.train, labels={"digit": digits.train.labels["digit"].roll(1)})
+    label = digits.train.condition.values["digit"]
+    relabelled = replace(digits.train, condition=Condition.of(digit=label.roll(1)))
     sets = [
         fingerprint(Some(), "digit", "1"),
         fingerprint(Some(), "digit", "2"),
         fingerprint(Some(train=changed(digits.train, 0)), "digit", "1"),
         fingerprint(Some(train=relabelled), "digit", "1"),
         fingerprint(Some(test=digits.test.rows(torch.arange(300))), "digit", "1"),
-        fingerprint(Some(train=replace(digits.train, labels={"number": digits.train.labels["digit"]})), "number", "1"),
+        fingerprint(Some(train=replace(digits.train, condition=Condition.of(number=label))), "number", "1"),
     ]
     assert len(set(sets)) == len(sets)
     assert fingerprint(Some(name="another"), "digit", "1") == sets[0]
@@ -244,9 +246,9 @@ def test_a_fingerprint_changes_with_what_a_judge_depends_on():
 
 @pytest.mark.parametrize("row", [1, 700, 1441])
 def test_a_fingerprint_changes_with_every_item(row: int):
-    label = digits.train.labels["digit"].clone()
+    label = digits.train.condition.values["digit"].clone()
     label[row] = (label[row] + 1) % 10
-    relabelled = replace(digits.train, labels={"digit": label})
+    relabelled = replace(digits.train, condition=Condition.of(digit=label))
     before = fingerprint(Some(), "digit", "1")
     assert fingerprint(Some(train=changed(digits.train, row)), "digit", "1") != before
     assert fingerprint(Some(train=relabelled), "digit", "1") != before

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from guidance.condition import Condition, ConditionSpec, Label
 from guidance.errors import UserError
+from guidance.split import every_fifth
 from modalities import assets
 from modalities.audio.clips import Conditioned
 from modalities.audio.files import SUFFIXES, Unreadable, fit_length, read_audio
 from modalities.audio.mel import Mel
-from modalities.splits import every_fifth
 
 KEPT = 2**30  # bytes of clips that are kept in memory; a larger set is read from its files each time
 

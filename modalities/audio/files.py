@@ -67,8 +67,8 @@ def fit_length(wave: Float[Tensor, "samples"], length: int) -> Float[Tensor, "le
     return torch.nn.functional.pad(wave[:length], (0, max(0, length - len(wave))))
 
 
-def write_wav(path: Path, wave: Float[Tensor, "samples"], rate: int) -> Path:
-    """16-bit WAV, whole or not at all."""
+def write_sound(path: Path, wave: Float[Tensor, "samples"], rate: int) -> Path:
+    """A sound file of the kind that the suffix says (16 bits in .wav and .flac), whole or not at all."""
     from io import BytesIO
 
     import soundfile
@@ -77,6 +77,7 @@ def write_wav(path: Path, wave: Float[Tensor, "samples"], rate: int) -> Path:
 
     buffer = BytesIO()
     samples = (wave * 32768).round().clamp(-32768, 32767).to(torch.int16)  # left to itself, the library rounds down
-    soundfile.write(buffer, samples.numpy(), rate, format="WAV", subtype="PCM_16")
+    kind = path.suffix[1:].upper()
+    soundfile.write(buffer, samples.numpy(), rate, format=kind, subtype="VORBIS" if kind == "OGG" else "PCM_16")
     write_atomically(path, buffer.getvalue())
     return path

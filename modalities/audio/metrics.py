@@ -8,9 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance.condition import Condition, ConditionSpec, Label
-from guidance.judge import TrainedJudge, classes, train_judge
+from guidance.judge import TrainedJudge, classes, seeded, train_judge
 from guidance.modality import Data, Judge
-from modalities import assets
 from modalities.audio.mel import Mel
 
 NEAR_SILENCE = -60.0  # dB of full scale, root mean square
@@ -117,11 +116,8 @@ class AudioMetrics:
         count = len(classes(data, attribute))
         hop = 2 ** round(np.log2(self.rate / 62.5))  # about 16 ms: 128 samples at 8 kHz
         length = -(-data.shape[0] // hop) * hop
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = Listener(Mel(self.rate, length, 64, hop, 4 * hop), count)
-        settings = {"cache": assets.cache() / "judges", "version": "audio-2"}
-        judge: TrainedJudge = train_judge(network, data, attribute, lambda wave: wave, augment, steps=700, batch=64, **settings)
+        network = seeded(lambda: Listener(Mel(self.rate, length, 64, hop, 4 * hop), count))
+        judge: TrainedJudge = train_judge(network, data, attribute, lambda wave: wave, augment, version="audio-2", steps=700, batch=64)
         return judge
 
     def measure(

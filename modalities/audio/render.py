@@ -8,22 +8,25 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from modalities.audio.files import write_wav
+from guidance.pictures import animation, sheet, write
+from modalities.audio.files import write_sound
 from modalities.audio.mel import Mel
-from modalities.pictures import animation, sheet, write
 
 WIDTH, WAVE_HEIGHT, MELS = 128, 36, 64  # pixels
 INK = (31, 119, 180)
 
 
 class AudioRender:
-    """WAV files, PNG tables of waveforms above spectrograms, GIF animations of those."""
+    """Sound files, PNG tables of waveforms above spectrograms, GIF animations of those."""
+
+    formats = ("wav", "flac", "ogg")  # all but ogg without loss
 
     def __init__(self, rate: int):
         self.rate = rate
 
-    def save(self, decoded: Float[Tensor, "n samples"], folder: Path, names: Sequence[str]) -> list[Path]:
-        return [write_wav(folder / f"{name}.wav", wave, self.rate) for wave, name in zip(decoded, names, strict=True)]
+    def save(self, decoded: Float[Tensor, "n samples"], folder: Path, names: Sequence[str], format: str | None = None) -> list[Path]:
+        suffix = format or self.formats[0]
+        return [write_sound(folder / f"{name}.{suffix}", wave, self.rate) for wave, name in zip(decoded, names, strict=True)]
 
     def words(self, decoded: Float[Tensor, "n samples"]) -> Sequence[str]:
         return ()

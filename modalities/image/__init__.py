@@ -5,12 +5,14 @@ from collections.abc import Callable
 from guidance.denoiser import Network
 from guidance.modality import Data, Modality
 
+INTERFACE = 1
+
 
 def build(data: Data, network: Callable[..., Network]) -> Modality:
     """The image modality for a data set, with a network that is still to be told the shape and the attributes."""
     from modalities.image.codec import Pixels
     from modalities.image.metrics import ImageMetrics
-    from modalities.image.render import ImageRender
+    from modalities.image.render import image_render
 
     return Modality(
         name="image",
@@ -20,5 +22,5 @@ def build(data: Data, network: Callable[..., Network]) -> Modality:
         conditions=data.conditions,
         data=data,
         metrics=ImageMetrics(),
-        render=ImageRender(),
+        render=image_render(),
     )

@@ -14,29 +14,11 @@ from torch import Tensor
 
 from guidance.condition import Condition, ConditionSpec, Label
 from guidance.errors import UserError, one_of
+from guidance.split import InMemory, every_fifth
 from modalities import assets
-from modalities.splits import every_fifth
 
 DIGIT = Label(tuple("0123456789"))
 STROKE = Label(("thin", "medium", "bold"), levels=(("thin",), ("medium",), ("bold",)), quantity="ink")
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images in memory, with the classes of their attributes: a `Split`."""
-
-    pixels: UInt8[Tensor, "n c h w"]
-    labels: Mapping[str, Int[Tensor, "n"]]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitems__(self, index: list[int]) -> tuple[UInt8[Tensor, "b c h w"], Condition]:
-        rows = torch.as_tensor(index)
-        return self.pixels[rows], Condition.of(**{name: labels[rows] for name, labels in self.labels.items()})
-
-    def rows(self, index: Int[Tensor, "m"]) -> "Images":
-        return Images(self.pixels[index], {name: labels[index] for name, labels in self.labels.items()})
 
 
 def terciles(pixels: np.ndarray, digit: np.ndarray) -> np.ndarray:
@@ -45,10 +27,11 @@ def terciles(pixels: np.ndarray, digit: np.ndarray) -> np.ndarray:
     return np.stack([np.quantile(ink[digit == d], (1 / 3, 2 / 3)) for d in range(10)])
 
 
-def stroked(pixels: np.ndarray, digit: np.ndarray, bounds: np.ndarray) -> Images:
+def stroked(pixels: np.ndarray, digit: np.ndarray, bounds: np.ndarray) -> InMemory:
     """Digits with their stroke: thin, medium or bold, by the terciles of the ink of their class."""
     stroke = (pixels.mean((1, 2))[:, None] > bounds[digit]).sum(1)
-    return Images(torch.from_numpy(pixels.copy())[:, None], {"digit": torch.from_numpy(digit).long(), "stroke": torch.from_numpy(stroke)})
+    labels = Condition.of(digit=torch.from_numpy(digit).long(), stroke=torch.from_numpy(stroke))
+    return InMemory(torch.from_numpy(pixels.copy())[:, None], labels)
 
 
 class Digits:
@@ -59,7 +42,7 @@ class Digits:
     conditions: Mapping[str, ConditionSpec] = {"digit": DIGIT, "stroke": STROKE}
 
     @cached_property
-    def _splits(self) -> tuple[Images, Images]:
+    def _splits(self) -> tuple[InMemory, InMemory]:
         from sklearn.datasets import load_digits
 
         values, label = load_digits(return_X_y=True)
@@ -69,11 +52,11 @@ class Digits:
         return stroked(pixels[train], label[train], bounds), stroked(pixels[test], label[test], bounds)
 
     @property
-    def train(self) -> Images:
+    def train(self) -> InMemory:
         return self._splits[0]
 
     @property
-    def test(self) -> Images:
+    def test(self) -> InMemory:
         return self._splits[1]
 
     def pinned(self) -> Mapping[str, Any]:
@@ -116,7 +99,7 @@ class MNIST:
     conditions: Mapping[str, ConditionSpec] = field(default_factory=lambda: {"digit": DIGIT, "stroke": STROKE})
 
     @cached_property
-    def _splits(self) -> tuple[Images, Images]:
+    def _splits(self) -> tuple[InMemory, InMemory]:
         train, test = {"small": self._small, "hub": self._hub}.get(self.source, self._folder)()
         bounds = terciles(*train)
         return stroked(*train, bounds), stroked(*test, bounds)
@@ -159,11 +142,11 @@ class MNIST:
         )
 
     @property
-    def train(self) -> Images:
+    def train(self) -> InMemory:
         return self._splits[0]
 
     @property
-    def test(self) -> Images:
+    def test(self) -> InMemory:
         return self._splits[1]
 
     def pinned(self) -> Mapping[str, Any]:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guidance.condition import Condition
-from guidance.judge import TrainedJudge, classes, train_judge
+from guidance.judge import TrainedJudge, classes, seeded, train_judge
 from guidance.modality import Data, Judge
-from modalities import assets
 
 
 class Classifier(nn.Module):
@@ -56,11 +55,8 @@ class ImageMetrics:
         return {}
 
     def judge(self, data: Data, attribute: str) -> Judge:
-        count = len(classes(data, attribute))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = Classifier(data.shape[0], count)
-        judge: TrainedJudge = train_judge(network, data, attribute, prepare, augment, cache=assets.cache() / "judges", version="image-1")
+        network = seeded(lambda: Classifier(data.shape[0], len(classes(data, attribute))))
+        judge: TrainedJudge = train_judge(network, data, attribute, prepare, augment, version="image-1")
         return judge
 
     def measure(

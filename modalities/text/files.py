@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guidance.errors import UserError, one_of
+from guidance.split import every_fifth
 from modalities import assets
-from modalities.splits import every_fifth
 
 LONGEST = 1_000_000  # characters of a line that could be a sentence with its attributes
 LINE_END = re.compile(r"\r\n?|\n")  # str.splitlines knows more, such as the dots (\x85) of a Windows text read as latin-1

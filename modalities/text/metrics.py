@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from guidance.condition import Condition
 from guidance.errors import UserError
-from guidance.judge import TrainedJudge, classes, train_judge
+from guidance.judge import TrainedJudge, classes, seeded, train_judge
 from guidance.modality import Data, Judge
 from modalities import assets
 from modalities.text.data import TextData, words
@@ -121,16 +121,12 @@ class TextMetrics:
         return [decode([k for k in row if k != PAD]) for row in decoded.tolist()]
 
     def judge(self, data: Data, attribute: str) -> Judge:
-        count = len(classes(data, attribute))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = Reader(count)
-        settings = {"cache": assets.cache() / "judges", "version": "text-1", "steps": 600, "batch": 64, "lr": 5e-3}
+        network = seeded(lambda: Reader(len(classes(data, attribute))))
 
         def prepare(texts: Sequence[str] | Tensor) -> Int[Tensor, "n grams"]:
             return hashed(self.plain(texts), 2 * self.data.length)
 
-        judge: TrainedJudge = train_judge(network, data, attribute, prepare, drop_grams, **settings)
+        judge: TrainedJudge = train_judge(network, data, attribute, prepare, drop_grams, version="text-1", batch=64, lr=5e-3)
         return judge
 
     @cached_property

@@ -7,9 +7,13 @@ from guidance.checkpoint import write_atomically
 
 
 class TextRender:
-    """Text files."""
+    """Text files, or nothing but the lines of ``samples.jsonl``."""
 
-    def save(self, decoded: Sequence[str], folder: Path, names: Sequence[str]) -> list[Path]:
+    formats = ("txt", "jsonl")
+
+    def save(self, decoded: Sequence[str], folder: Path, names: Sequence[str], format: str | None = None) -> list[Path]:
+        if format == "jsonl":
+            return []
         return [written(folder / f"{name}.txt", f"{text}\n") for text, name in zip(decoded, names, strict=True)]
 
     def words(self, decoded: Sequence[str]) -> Sequence[str]:

@@ -1,6 +1,7 @@
 """Sheets of titled pictures, whatever modality they show."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,32 @@ def animation(frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path, millisecon
     sheets = [sheet(frame, [""] * rows, [""] * columns) for frame in frames]
     durations = [milliseconds] * (len(sheets) - 1) + [1500]
     return write(sheets[0], path, save_all=True, append_images=sheets[1:], duration=durations, loop=0)
+
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"webp": {"lossless": True}, "jpeg": {"quality": 95}}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A `Render` that shows every sample as a picture: ``draw`` makes uint8 pictures [n, channels, h, w] of decoded samples."""
+
+    draw: Callable[[Any], UInt8[Tensor, "n c h w"]]
+
+    formats = ("png", "webp", "jpeg", "tiff")  # all but jpeg without loss
+
+    def save(self, decoded: Any, folder: Path, names: Sequence[str], format: str | None = None) -> list[Path]:
+        suffix = format or self.formats[0]
+        options = OPTIONS.get(suffix, {})
+        pictures = [to_pil(picture) for picture in self.draw(decoded)]
+        if suffix == "jpeg":  # which knows no transparency
+            pictures = [picture.convert("RGB") if picture.mode == "RGBA" else picture for picture in pictures]
+        return [write(picture, folder / f"{name}.{suffix}", **options) for picture, name in zip(pictures, names, strict=True)]
+
+    def words(self, decoded: Any) -> Sequence[str]:
+        return ()
+
+    def table(self, decoded: Any, path: Path, rows: Sequence[str], columns: Sequence[str]) -> Path:
+        return write(sheet(self.draw(decoded), rows, columns), path)
+
+    def animate(self, frames: Sequence[Any], path: Path) -> Path:
+        return animation([self.draw(frame) for frame in frames], path)
