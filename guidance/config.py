@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from guidance.errors import UserError
-from guidance.plugins import plugins, trusted_packages
+from guidance.plugins import imported, plugins, responsible, trusted_packages
 
 
 def config_folder() -> Path:
@@ -28,12 +28,17 @@ def config_folder() -> Path:
 def resolve(target: str) -> Any:
     """The function or class that a dotted name means, if a config may call it."""
     trusted = trusted_packages()
-    refused = UserError(f"the config's _target_ {target!r} is refused: only {', '.join(p + '.' for p in trusted)} may be called")
+    refused = UserError(
+        f"the config's _target_ {target!r} is refused: only {', '.join(p + '.' for p in trusted)} may be called; "
+        "where it is a plug-in's, install that"
+    )
     if not isinstance(target, str) or target.split(".", maxsplit=1)[0] not in trusted:
         raise refused
     parts, module, k = target.split("."), None, 0
     if any(part.startswith("_") for part in parts):
         raise refused
+    for plugin in responsible(target):
+        plugin.load()
     for k in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:k])
         try:
@@ -42,6 +47,8 @@ def resolve(target: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
                 raise UserError(f"the config's _target_ {target!r} needs the package {error.name!r}, which is not installed") from None
+        except Exception:
+            imported(name, f"the config's _target_ {target!r}")  # which says why not
     found: Any = module
     for part in parts[k:]:
         found = getattr(found, part, None)

@@ -3,13 +3,13 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from guidance.config import config_folder, leaves
 from guidance.errors import UserError, one_of
 from guidance.memory import keep_freed
-from guidance.plugins import plugins
+from guidance.plugins import check_choice, plugins
 
 FREE = ("condition", "model", "sampler")
 """Groups of keys that a run, not a config, defines; they need no plus sign on the command line."""
@@ -32,6 +32,8 @@ def launch(command: str, arguments: list[str]) -> None:
         from hydra.types import RunMode
 
         try:
+            for group, choice in HydraConfig.get().runtime.choices.items():
+                check_choice(str(group).split("@")[0], str(choice), config_folder())
             task(plain(config), list(HydraConfig.get().overrides.task))
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's launcher may be elsewhere, and says which job it was
@@ -76,6 +78,22 @@ def free(argument: str) -> str:
     """condition.digit=3 as ++condition.digit=3: added or overridden."""
     named = (*(f"{group}." for group in FREE), "dropout.each.", "dropout.each=")  # rates by attribute
     return f"++{argument}" if argument.startswith(named) else argument
+
+
+def composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of a command, as plain containers, without running it. UserError for what Hydra finds wrong."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    arguments = [free(argument) for argument in overrides]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            return plain(compose(command, overrides=[*arguments, *search_path(arguments)]))
+    except Exception as error:
+        if message := explain(error, command, arguments):
+            raise UserError(message) from None
+        raise
 
 
 def search_path(arguments: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from guidance.config import config_folder
-from guidance.plugins import plugins
+from guidance.plugins import plugins, problems
 
 
 def _first_comment(path: Path) -> str:
@@ -13,13 +13,17 @@ def _first_comment(path: Path) -> str:
 
 
 def listing() -> str:
-    """Modalities with their distributions; then every config group, with the first comment of each choice and its file."""
+    """Modalities with their distributions, and what is wrong with them; then every config group, with the first comment of each
+    choice and its file."""
+    own = config_folder()
     lines = ["modalities"]
     for plugin in plugins():
-        lines.append(f"  {plugin.name:16} {plugin.target}  ({plugin.distribution}, {plugin.folder or 'cannot be imported'})")
+        place = plugin.folder or "its files cannot be found"
+        lines.append(f"  {plugin.name:16} {plugin.target}  ({plugin.distribution} {plugin.version}, {place})")
+        lines += [f"  {'':16} cannot be used: {problem}" for problem in problems(plugin, own)]
     if not plugins():
         lines.append("  none is installed: pip install polyguide, or pip install -e . in a checkout")
-    folders = [config_folder(), *(p.configs for p in plugins() if p.configs)]
+    folders = [own, *(p.configs for p in plugins() if p.configs)]
     groups = sorted({path.parent.relative_to(folder) for folder in folders for path in folder.glob("*/**/*.yaml")})
     for group in groups:
         lines += ["", f"{group}="]

@@ -7,6 +7,8 @@ from guidance.denoiser import Network
 from guidance.errors import UserError
 from guidance.modality import Codec, Data, Modality
 
+INTERFACE = 1
+
 
 def build(data: Data, network: Callable[..., Network], codec: Callable[..., Codec]) -> Modality:
     """The audio modality for a data set, with a codec that is still to be told the length of a clip, and a network that is still

@@ -11,6 +11,8 @@ from guidance.denoiser import Network
 from guidance.errors import UserError
 from guidance.modality import Codec, Data, Modality
 
+INTERFACE = 1
+
 
 def build(data: Data, network: Callable[..., Network], codec: Callable[..., Codec], language_epochs: int = 12) -> Modality:
     """The text modality for a data set, with a codec that is still to be told the vocabulary, and a network that is still to be told the

@@ -1,0 +1,44 @@
+"""The conformance suite: ``pytest --pyargs guidance.testing --modality=NAME [--override KEY=VALUE]``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guidance.config import config_folder
+from guidance.errors import UserError
+from guidance.plugins import plugins, problems
+from guidance.testing.checks import CHECKS, Broken, Subject
+
+
+def pytest_generate_tests(metafunc: Any) -> None:
+    names = metafunc.config.getoption("--modality")
+    if not names:
+        pytest.exit(f"which modality? pytest --pyargs guidance.testing --modality=NAME, one of: {', '.join(p.name for p in plugins())}", 2)
+    metafunc.parametrize("name", names, scope="module")
+
+
+@pytest.fixture(scope="module")
+def subject(name: str, request: pytest.FixtureRequest) -> Subject:
+    try:
+        return Subject.of(name, request.config.getoption("--override"))
+    except UserError as error:
+        pytest.exit(f"modality={name} cannot be made: {error}", 2)
+
+
+def test_it_is_installed(name: str) -> None:
+    mine = [plugin for plugin in plugins() if plugin.name == name]
+    if not mine:
+        pytest.fail(f"no installed package has an entry point {name!r} in the group polyguide.modalities", pytrace=False)
+    told = [problem for plugin in mine for problem in problems(plugin, config_folder())]
+    if told:
+        pytest.fail("; ".join(told), pytrace=False)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
+def test_the_contract(subject: Subject, check: Callable[[Subject, Path], None], tmp_path: Path) -> None:
+    try:
+        check(subject, tmp_path)
+    except Broken as error:
+        pytest.fail(str(error), pytrace=False)
