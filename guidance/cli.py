@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "measure a model over a range of scales: polyguide evaluate run=runs/digits",
     "experiment": "measure a question over many cells: polyguide experiment run=runs/digits experiment=inverse",
     "report": "put experiments of several runs on one page: polyguide report RUN... out=report",
+    "new-modality": "start a plug-in, a package that trains at once: polyguide new-modality NAME",
     "list": "what can be chosen: modalities, data sets, networks, samplers, guidance, and where each is",
 }
 
@@ -79,6 +80,11 @@ def run(arguments: list[str]) -> int:
             from guidance.experiment.report import command as report
 
             report(rest)
+            return 0
+        if command == "new-modality":
+            from guidance.scaffold import command as new_modality
+
+            new_modality(rest)
             return 0
         from guidance.hydra import launch
 
