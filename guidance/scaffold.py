@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from guidance.errors import UserError
+from guidance.plugins import plugins
 
 SKELETON = Path(__file__).parent / "skeleton"
 PLACEHOLDER = "NAME"
@@ -22,6 +23,8 @@ def new_modality(name: str, out: Path) -> list[Path]:
         raise UserError(f"a modality is called by a word of small letters, digits and underscores, such as point_cloud; got {name!r}")
     if name in sys.stdlib_module_names or find_spec(name) is not None:
         raise UserError(f"there is a Python package {name!r} already; choose another name")
+    if (taken := next((plugin for plugin in plugins() if plugin.name == name), None)) is not None:
+        raise UserError(f"there is a modality {name!r} already, in {taken.distribution}; choose another name")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} exists already; choose another folder with out=")
     for place in out.parents:

@@ -9,7 +9,8 @@ import pytest
 from guidance.config import config_folder
 from guidance.errors import UserError
 from guidance.plugins import plugins, problems
-from guidance.testing.checks import CHECKS, Broken, Subject
+from guidance.testing.checks import CHECKS
+from guidance.testing.subject import Broken, Subject
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
