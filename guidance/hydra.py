@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from guidance.config import config_folder, leaves
@@ -42,7 +43,9 @@ def launch(command: str, arguments: list[str]) -> None:
 
     for argument in arguments:
         check_argument(argument)
-    sys.argv = [f"polyguide {command}", *(free(argument) for argument in arguments), *search_path(arguments)]
+    check_options(arguments)
+    search_plugins()
+    sys.argv = [f"polyguide {command}", *map(free, arguments)]
     job.__module__ = "guidance.hydra"
     try:
         hydra_main(config_path=str(config_folder()), config_name=command, version_base="1.3")(job)()
@@ -60,6 +63,18 @@ FLAGS = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m"),
     *("--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--shell-completion", "-sc"),
 )
+
+
+MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+
+
+def check_options(arguments: Sequence[str]) -> None:
+    """UserError for options that exclude each other."""
+    modes = [argument for argument in arguments if argument in MODES]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)} exclude each other; give one of them")
+    if "--resolve" in arguments and not {"--cfg", "-c", "--help", "-h"} & set(arguments):
+        raise UserError("--resolve is for --cfg: polyguide train --cfg job --resolve")
 
 
 def check_argument(argument: str) -> None:
@@ -87,22 +102,31 @@ def composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     arguments = [free(argument) for argument in overrides]
     GlobalHydra.instance().clear()
+    search_plugins()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return plain(compose(command, overrides=[*arguments, *search_path(arguments)]))
+            return plain(compose(command, overrides=arguments))
     except Exception as error:
         if message := explain(error, command, arguments):
             raise UserError(message) from None
         raise
 
 
-def search_path(arguments: list[str]) -> list[str]:
-    """The plug-ins' own config folders."""
-    own = config_folder().resolve()
-    folders = [str(p.configs) for p in plugins() if p.configs and p.configs.resolve() != own]
-    if not folders or any(a.startswith("hydra.searchpath") for a in arguments):
-        return []
-    return [f"hydra.searchpath=[{','.join(f'file://{f}' for f in folders)}]"]
+@cache
+def search_plugins() -> None:
+    """Let Hydra search the plug-ins' own config folders, after ours."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class PluginConfigs(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            own = config_folder().resolve()
+            for folder in dict.fromkeys(p.configs.resolve() for p in plugins() if p.configs):
+                if folder != own:
+                    search_path.append("polyguide", f"file://{folder}")
+
+    Plugins.instance().register(PluginConfigs)
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -150,7 +174,7 @@ def _nearby(key: str, command: str, arguments: list[str]) -> list[str]:
     for overrides in (choices, []):
         try:
             with initialize_config_dir(str(config_folder()), version_base="1.3"):
-                config: Any = compose(command, overrides=[*overrides, *search_path(arguments)])
+                config: Any = compose(command, overrides=overrides)
             break
         except Exception:
             continue
