@@ -12,11 +12,11 @@ from guidance.pictures import Pictures
 PLY = "ply\nformat ascii 1.0\nelement vertex {n}\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
 
 
-def draw(clouds: Tensor, size: int = 72) -> Tensor:
+def draw(clouds: Tensor, size: int = 80) -> Tensor:
     """Seen from the side and a little above, near points dark: uint8 [n, 1, size, size]."""
     x, y, z = clouds.unbind(2)
     depth, up = 0.87 * y - 0.5 * z, 0.87 * z + 0.5 * y
-    place = ((torch.stack([-up, x], 2) / 5 + 0.5) * size).long().clamp(1, size - 2)
+    place = ((torch.stack([-up, x], 2) / 4.4 + 0.5) * size).long().clamp(1, size - 2)
     shade = (90 + 60 * depth).clamp(0, 200)
     canvas = torch.full((len(clouds), size * size), 255.0)
     for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):  # a point is two by two pixels
