@@ -153,7 +153,10 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     text = " ".join(str(part) for part in (error, error.__cause__) if part)
     if found := re.search(r"Could not (?:override|delete from config|append to config)[^']*'([^']+)'", text):
         key = found[1].split("@")[0]
-        return str(one_of("config key", key, sorted(_nearby(key, command, arguments))))
+        near = sorted(_nearby(key, command, arguments))
+        if key in near:  # Hydra takes the dot in its last part for another level
+            return f"{key} cannot be changed on the command line, for the dot in its name; write it into a config of your own"
+        return str(one_of("config key", key, near))
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s*(.*?)(?:Config search path|$)", text, re.DOTALL):
         group, _, name = found[1].rpartition("/")
         return str(one_of(f"choice for {group}", name, found[3].split()))
