@@ -1,7 +1,7 @@
-"""A codec for data that is tensors already."""
+"""Codecs that several modalities share: for data that is tensors already, and for pixels."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from guidance.modality import Split
@@ -51,4 +51,27 @@ class Standardized(nn.Module):
         return x0.clamp((self.least - self.mean) / self.deviation, (self.most - self.mean) / self.deviation)
 
     def anchor_loss(self, raw: Tensor, x0_hat: Float[Tensor, "b *d"], level: Level) -> Float[Tensor, "b"]:
+        return x0_hat.new_zeros(len(x0_hat))
+
+
+class Pixels(nn.Module):
+    """uint8 pixels 0 .. 255 as x0 from -1 to 1, and back by rounding; projected by a clamp to [-clip, clip], where there is one."""
+
+    def __init__(self, clip: float | None = 1.0):
+        super().__init__()
+        self.clip = clip
+
+    def fit(self, split: Split) -> None:
+        """Nothing: pixels have their range."""
+
+    def encode(self, raw: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return raw.float() / 127.5 - 1
+
+    def decode(self, x0: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+        return ((x0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+    def project(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+    def anchor_loss(self, raw: Tensor, x0_hat: Float[Tensor, "b c h w"], level: Level) -> Float[Tensor, "b"]:
         return x0_hat.new_zeros(len(x0_hat))

@@ -17,8 +17,8 @@ class Heun:
     """Heun's rule for the probability-flow ODE, Euler at the last step.
 
     With s = sigma / alpha the ODE is d(x / alpha)/ds = eps, and as well d(x / sigma)/d(1/s) = x0. EDM steps in the first form
-    everywhere; here steps that begin at s > 1 take the second, its mirror image, since the trapezium rule in s has a large error
-    where s starts in the thousands (as on a cosine schedule truncated at logsnr -20).
+    everywhere, which is ``mirror=False``; with ``mirror``, steps that begin at s > 1 take the second, its mirror image, since the
+    trapezium rule in s has a large error where s starts in the thousands (as on a cosine schedule truncated at logsnr -20).
 
     Two evaluations a step but the last. With ``churn`` (their S_churn over the number of steps: the relative increase of s), noise
     of deviation ``noise`` raises the level before the step, where low <= s <= high (their S_min, S_max, S_noise).
@@ -28,6 +28,7 @@ class Heun:
     low: float = 0.0
     high: float = math.inf
     noise: float = 1.0
+    mirror: bool = True
 
     def __post_init__(self) -> None:
         if not (0 <= self.churn <= math.sqrt(2) - 1 + 1e-9 and self.low <= self.high and self.noise >= 0):
@@ -49,6 +50,6 @@ class Heun:
         if then.sigma == 0:
             return x, prediction
         later = predict(x, then)
-        if now.sigma > now.alpha:
+        if self.mirror and now.sigma > now.alpha:
             return x + (then.alpha - then.sigma * now.alpha / now.sigma) * (later.x0 - prediction.x0) / 2, prediction
         return x + (then.sigma - then.alpha * now.sigma / now.alpha) * (later.eps - prediction.eps) / 2, prediction
