@@ -3,15 +3,19 @@
     run/config.yaml                        the whole config, resolved, with nothing left to look up
     run/NAME                               files that the config names "run:NAME" (a vocabulary)
     run/metrics.jsonl                      a line a log entry
+    run/command.txt                        the commands that trained it, a line each
     run/checkpoints/step-00001000/         model.safetensors, average.safetensors, optimizer.safetensors, state.json
 
-Nothing in it is executed when it is read: tensors are safetensors, the rest is YAML and JSON.
+A saved model, which is shared, has config.yaml, those files, and model.safetensors in place of the checkpoints.
+
+Nothing in either is executed when it is read: tensors are safetensors, the rest is YAML and JSON.
 """
 
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,8 @@ from torch import Tensor, nn
 
 from guidance.errors import UserError
 
-CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+CONFIG, METRICS, CHECKPOINTS, COMMANDS = "config.yaml", "metrics.jsonl", "checkpoints", "command.txt"
+WEIGHTS = "model.safetensors"  # of a saved model
 FORMAT = 1  # of a run folder; raised whenever an older program would read it wrongly
 OWN = "run:"  # before the name of a file that lies in the run folder
 
@@ -42,6 +47,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether this is a saved model, which has weights but no checkpoints to go on from."""
+    return is_run(folder) and (folder / WEIGHTS).is_file() and not (folder / CHECKPOINTS).exists()
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -71,19 +81,50 @@ def located(config: Any, run: Path) -> Any:
     if isinstance(config, list):
         return [located(value, run) for value in config]
     if isinstance(config, str) and config.startswith(OWN):
-        name = config.removeprefix(OWN)
-        if Path(name).name != name or name in ("", ".."):
-            raise UserError(f"{run / CONFIG}: {config!r} names no file of the run")
-        return str(run / name)
+        return str(run / own_name(config, run))
     return config
+
+
+def own_name(value: str, run: Path) -> str:
+    """NAME of "run:NAME"; UserError where that is no name of a file in the run."""
+    name = value.removeprefix(OWN)
+    if Path(name).name != name or name in ("", ".."):
+        raise UserError(f"{run / CONFIG}: {value!r} names no file of the run")
+    return name
+
+
+def own_files(config: Any, run: Path) -> list[str]:
+    """The names of the run's own files that its config refers to."""
+    if isinstance(config, Mapping | list):
+        parts = config.values() if isinstance(config, Mapping) else config
+        return list(dict.fromkeys(name for part in parts for name in own_files(part, run)))
+    return [own_name(config, run)] if isinstance(config, str) and config.startswith(OWN) else []
 
 
 def write_config(run: Path, config: Mapping[str, Any]) -> None:
     write_atomically(run / CONFIG, yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False, allow_unicode=True).encode())
 
 
+def record_command(run: Path, program: str, arguments: Sequence[str]) -> None:
+    """Remember a command that trained the run, unless it is the one that was remembered last."""
+    path, line = run / COMMANDS, f"{program} {shlex.join(' '.join(part.splitlines()) for part in arguments)}"
+    before = read_commands(run)
+    if before[-1:] != [line]:
+        write_atomically(path, "".join(f"{one}\n" for one in (*before, line)).encode())
+
+
+def read_commands(run: Path) -> list[str]:
+    """The commands that trained a run, the first and those that resumed it; none where they are not known."""
+    try:
+        return (run / COMMANDS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
 def saved_steps(run: Path) -> list[int]:
-    """The steps that have a checkpoint, in order."""
+    """The steps that have a checkpoint, in order; of a saved model the one that its weights are of."""
+    if is_saved(run):
+        return [saved_facts(run)[0]]
     steps = {path: path.name.removeprefix("step-") for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir()}
     return sorted(int(step) for path, step in steps.items() if step.isdecimal() and path == checkpoint_folder(run, int(step)))
 
@@ -146,6 +187,28 @@ def read_state(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is missing or cut short; delete {folder} to go on from the checkpoint before it") from None
     return dict(state)
+
+
+def save_weights(run: Path, tensors: Mapping[str, Tensor], step: int, average: bool) -> None:
+    """The weights of a saved model, with the step that they are of and whether they are the averaged ones."""
+    from safetensors.torch import save
+
+    own = {key: tensor.detach().contiguous().cpu().clone() for key, tensor in tensors.items()}
+    write_atomically(run / WEIGHTS, save(own, {"format": "pt", "step": str(step), "average": str(average).lower()}))
+
+
+def saved_facts(run: Path) -> tuple[int, bool]:
+    """Of a saved model: the step that its weights are of, and whether they are the averaged ones."""
+    from safetensors import SafetensorError, safe_open
+
+    path = run / WEIGHTS
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path} is cut short or is not a safetensors file ({error})") from None
+    step = str(facts.get("step", "0"))
+    return int(step) if step.isdecimal() else 0, facts.get("average") != "false"
 
 
 def check(folder: Path) -> int:

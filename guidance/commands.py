@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import ModuleDict
 
-from guidance import checkpoint
+from guidance import checkpoint, hub
 from guidance.bar import Bar
 from guidance.config import build, leaves, resolve
 from guidance.errors import UserError, one_of
@@ -99,7 +99,11 @@ def clear(out: Path, own: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-RUN_FILES = (checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, "previews", "forward.*", "schedule.png")
+RUN_FILES = (
+    *(checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, checkpoint.COMMANDS),
+    *("previews", "forward.*", "schedule.png"),
+    *("polyguide/events.out.tfevents.*", "polyguide/[0-9]*.[0-9]*", "wandb/*run-[0-9]*"),  # the trackers'
+)
 OF_THE_COMMAND = ("out", "resume", "overwrite", "threads")
 CHANGEABLE = ("trainer.steps", "trainer.log_every", "trainer.save_every", "trainer.sample_every", "trainer.keep", "trainer.workers")
 
@@ -137,6 +141,8 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     threads(config)
     for key in ("out", "resume", "overwrite"):
         del config[key]
+    if checkpoint.is_saved(out):
+        raise UserError(f"out={out} holds a saved model, which is not trained further; choose another out=")
     going_on = resume and checkpoint.is_run(out)
     if not going_on:
         vacant(out, overwrite, RUN_FILES, resumable=True)
@@ -169,6 +175,8 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         for name, content in (modality.files() if modality.files else {}).items():
             checkpoint.write_atomically(out / name, content)
         checkpoint.write_config(out, {key: config[key] for key in (*PARTS, *config)})  # the model first
+        if overrides:
+            checkpoint.record_command(out, "polyguide train", [as_written(override) for override in overrides])
         if not going_on:
             forward_process(modality, denoiser.schedule, split, out)
         size = sum(p.numel() for p in objective.parameters())
@@ -192,6 +200,14 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         )
 
 
+def as_written(override: str) -> str:
+    """A setting as it was given, where `free` put plus signs before it."""
+    from guidance.hydra import free
+
+    bare = override.removeprefix("++")
+    return bare if free(bare) == override else override
+
+
 @contextmanager
 def borrowed(modules: ModuleDict, weights: ModuleDict) -> Iterator[None]:
     """The modules with the weights of others, for a while."""
@@ -206,7 +222,16 @@ def borrowed(modules: ModuleDict, weights: ModuleDict) -> Iterator[None]:
 def loaded(config: Mapping[str, Any]) -> Model:
     """The model of a command that draws samples."""
     settings = leaves(settings_of(config, "model"))
-    return load(folder(config, "run"), device=device_of(config), settings=settings, precision=str(config["precision"]))
+    run = config["run"] if hub.named(config["run"]) else folder(config, "run")
+    return load(run, device=device_of(config), settings=settings, precision=str(config["precision"]))
+
+
+def measured(config: Mapping[str, Any]) -> Path:
+    """The folder for what is measured: in the run, or for a model of the hub, whose name is no folder here, in one named as the model."""
+    run, out = folder(config, "run"), folder(config, "out")
+    if (name := hub.named(config["run"])) and out.is_relative_to(run):
+        return Path(name.name) / out.relative_to(run)
+    return out
 
 
 def sampling(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
@@ -313,11 +338,12 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide evaluate"""
     from guidance.evaluate import GIVEN, default_attribute, reference
     from guidance.evaluate import evaluate as measure
+    from guidance.experiment.conduct import weights
     from guidance.plots import quality_curves
     from guidance.table import as_csv, as_text, flat
 
     threads(config)
-    n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), folder(config, "out")
+    n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), measured(config)
     if not isinstance(config["scales"], list) or not config["scales"]:
         raise UserError(f"scales is a list of numbers, e.g. scales=[-1,0,1,3], got {config['scales']!r}")
     scales = [check_number(scale, "scales") for scale in config["scales"]]
@@ -337,7 +363,8 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
     quality_curves(rows, ref.real, out / "curves.png")
     judged = None if ref.judge is None else ref.judge.accuracy
-    facts = {"config": config, "attribute": name, "judge_accuracy": judged, "rows": [finite(flat(row)) for row in table]}
+    of = {"weights": weights(model), "sampler": f"{settings['sampler']!r}, {settings['steps']} steps"}
+    facts = {"config": config, **of, "attribute": name, "judge_accuracy": judged, "rows": [finite(flat(row)) for row in table]}
     checkpoint.write_atomically(out / "evaluation.json", json.dumps(facts, indent=1, default=str).encode())
     print(as_text(table))
     about = f"; the judge is right on {judged:.1%} of held-out data" if judged is not None else ""
@@ -353,7 +380,7 @@ def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
     from guidance.experiment.report import written
 
     threads(config)
-    n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), folder(config, "out")
+    n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), measured(config)
     asked = config.get("experiment")
     if asked is None:
         raise UserError("experiment is missing; choose one, e.g. experiment=inverse; `polyguide list` shows them all")

@@ -57,33 +57,46 @@ def load(
     device: torch.device | str = "cpu",
     settings: Mapping[str, Any] | None = None,
     precision: str = "no",
+    revision: str | None = None,
 ) -> "Model":
-    """The model of a run folder.
+    """The model of a run folder, of a folder that `Model.save_pretrained` made, or of the Hugging Face hub.
 
     Args:
-        run: the folder that `polyguide train out=...` made.
+        run: the folder that `polyguide train out=...` made, a saved model's, or where there is no such folder the name of a model on the
+            hub, "user/name" or "user/name@revision". A `Path` is always a folder.
         step: of the checkpoint to take; the newest by default.
         average: the moving average of the weights, or the weights themselves.
         settings: of its config, by dotted name, to be changed for this use, such as {"parameterization.temperature": 0.8}.
-
         precision: of the network when it samples: "no" (float32), "bf16" or "fp16".
+        revision: of a model on the hub: a branch, a tag or a commit.
 
-    Raises: UserError where the run is missing, cut short, or does not fit its config. Nothing in a run is executed.
+    Raises: UserError where the run is missing, cut short, or does not fit its config; where the hub does not answer, or has no such model.
+    Nothing in a run is executed.
     """
+    from guidance import hub
+
     if precision not in PRECISIONS:
         raise one_of("precision", precision, list(PRECISIONS))
-    run = Path(run)
+    run = hub.located(run, revision)
     config = checkpoint.read_config(run)
     for name, value in (settings or {}).items():
         replace_setting(config, name, value)
     modality, denoiser = assemble(checkpoint.located(config, run))
     if step is not None and step not in checkpoint.saved_steps(run):
         raise one_of("checkpoint of step", step, [str(s) for s in checkpoint.saved_steps(run)])
-    folder = checkpoint.latest(run) if step is None else checkpoint.checkpoint_folder(run, step)
+    if checkpoint.is_saved(run):
+        weights = run / checkpoint.WEIGHTS
+        step, averaged = checkpoint.saved_facts(run)
+        if averaged and not average:
+            raise UserError(f"run={run}: a saved model holds the averaged weights alone; load it with average=True")
+        average = averaged
+    else:
+        folder = checkpoint.latest(run) if step is None else checkpoint.checkpoint_folder(run, step)
+        weights, step = folder / ("average.safetensors" if average else "model.safetensors"), int(folder.name.removeprefix("step-"))
     modules = modality.modules()
-    checkpoint.fill(modules, folder / ("average.safetensors" if average else "model.safetensors"))
+    checkpoint.fill(modules, weights)
     modules.eval().to(device)
-    return Model(modality, {"main": replace(denoiser, precision=PRECISIONS[precision])}, config, run)
+    return Model(modality, {"main": replace(denoiser, precision=PRECISIONS[precision])}, config, run, step, average)
 
 
 def replace_setting(config: dict[str, Any], name: str, value: Any) -> None:
@@ -100,15 +113,21 @@ def replace_setting(config: dict[str, Any], name: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """A modality and its denoiser. Further denoisers, by name, serve guidance that refers to other models."""
+    """A modality and its denoiser. Further denoisers, by name, serve guidance that refers to other models.
+
+    ``run`` is the folder that it was loaded from, ``step`` the training step of its weights, ``average`` whether they are averaged.
+    """
 
     modality: Modality
     denoisers: Mapping[str, Denoiser]
     config: Mapping[str, Any]
     run: Path | None = None
+    step: int | None = None
+    average: bool = True
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return next((p.device for p in self.modality.modules().parameters()), torch.device("cpu"))
 
     @property
@@ -117,6 +136,34 @@ class Model:
         settings = dict(self.config.get("sampler") or SAMPLER)
         steps = settings.pop("steps")
         return build(settings, "sampler"), steps
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Save what sampling takes (weights, config, the run's own files) and a model card into a folder that `load` reads anywhere.
+
+        A saved model that is in ``folder`` already is replaced, once the new one is written. Paths of this machine are left out.
+
+        Raises: UserError where the folder holds anything else, or where the model was made without a config.
+        """
+        from guidance.saved import save
+
+        return save(self, Path(folder))
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, message: str = "Upload a polyguide model"
+    ) -> str:
+        """Upload it, as `save_pretrained` saves it, to the Hugging Face hub in one commit; returns the address.
+
+        Args:
+            repo_id: "user/name"; made where there is no such repository.
+            private: whether a repository that is made is private.
+            token: of the hub; by default the one of `hf auth login`, or of HF_TOKEN.
+            message: of the commit.
+
+        Raises: UserError where the hub does not answer, or refuses.
+        """
+        from guidance import hub
+
+        return hub.push(self, repo_id, private, token, message)
 
     def attribute(self, name: str, value: Any, n: int) -> Bound:
         """An attribute's values [n, ...] and where they are present, from one value for all or a list of n (None: absent)."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,8 @@ class Trainer:
         for tracker in self.trackers:
             if tracker not in TRACKERS:
                 raise one_of("tracker", tracker, TRACKERS)
+            if find_spec(tracker) is None:  # accelerate would leave it out without a word
+                raise UserError(f"trainer.trackers=[{tracker}] needs one more package: pip install 'polyguide[{tracker}]'")
         if self.batch_size % self.accumulate:
             raise UserError(f"trainer.accumulate={self.accumulate} does not divide trainer.batch_size={self.batch_size}")
 
@@ -227,6 +230,24 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _trackers(accelerator: Any, trainer: Trainer, run: Path, seed: int) -> Iterator[None]:
+    """What they keep on this machine goes into the run; they are told of the end, however training ends."""
+    if not trainer.trackers:
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere where there is no such folder
+    try:
+        accelerator.init_trackers("polyguide", config={"seed": seed}, init_kwargs={"wandb": {"dir": str(run)}})
+    except Exception as error:  # of theirs: nobody is logged in, no answer
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"trainer.trackers=[{','.join(trainer.trackers)}] cannot be used: {reason}") from error
+    try:
+        yield
+    finally:
+        accelerator.end_training()
+
+
 class Interrupted(Exception):
     """Training was asked to stop and did, with a checkpoint at ``step``."""
 
@@ -275,13 +296,11 @@ def train(
     optimizer = torch.optim.AdamW(
         modules.parameters(), lr=trainer.lr, betas=(trainer.betas[0], trainer.betas[1]), weight_decay=trainer.weight_decay, fused=on_gpu
     )
-    saved = _Saved(run, modules, average, optimizer)
+    saved = _Saved(run, modules, average, optimizer, len(split))
     start = saved.restore() if resume else 0
     if trainer.compile:
         modules["network"].compile()
     model, ready = accelerator.prepare(objective, optimizer)
-    if trainer.trackers:
-        accelerator.init_trackers("polyguide", config={"seed": seed})
     items: Any = batches(split, seed, start, trainer.steps, trainer.batch_size, rank, world, trainer.accumulate)
     loader = iter(
         torch.utils.data.DataLoader(
@@ -300,6 +319,7 @@ def train(
     model.train()
     with (
         _interrupts() as interrupted,
+        _trackers(accelerator, trainer, run, seed),
         torch.random.fork_rng(devices=[device] if on_gpu else []),
         tqdm(total=trainer.steps, initial=start, desc="train", unit="step", disable=not (progress and main)) as bar,
     ):
@@ -349,8 +369,6 @@ def train(
                 preview(average, done)
             if stop and done < trainer.steps:
                 raise Interrupted(done)
-    if trainer.trackers:
-        accelerator.end_training()
     AcceleratorState._reset_state()  # so that another training in this process may choose another precision
     return average
 
@@ -363,6 +381,7 @@ class _Saved:
     modules: nn.ModuleDict
     average: nn.ModuleDict
     optimizer: torch.optim.Optimizer
+    items: int  # that it is trained on
 
     def write(self, step: int, seed: int, keep: int) -> None:
         tensors = {
@@ -370,7 +389,7 @@ class _Saved:
             "average": self.average.state_dict(),
             "optimizer": checkpoint.optimizer_tensors(self.optimizer),
         }
-        checkpoint.save_checkpoint(self.run, step, tensors, {"step": step, "seed": seed}, keep)
+        checkpoint.save_checkpoint(self.run, step, tensors, {"step": step, "seed": seed, "items": self.items}, keep)
 
     def restore(self) -> int:
         """The step of the newest checkpoint, whose state is now everybody's; 0 where there is none."""

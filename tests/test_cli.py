@@ -79,7 +79,9 @@ def test_a_run_folder_holds_all_that_was_chosen(trained: Path):
     assert checkpoint.saved_steps(trained) == [30, 60]
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == [30, 50, 60] and lines[-1]["loss"] < 0.8 * lines[0]["loss"]
-    assert {path.name for path in trained.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints", "forward.png", "schedule.png"}
+    assert {path.name for path in trained.iterdir()} == {
+        *("config.yaml", "command.txt", "metrics.jsonl", "checkpoints", "forward.png", "schedule.png")
+    }
 
 
 def test_the_forward_process_is_drawn_over_training_data(trained: Path):
@@ -249,6 +251,28 @@ def test_overwriting_samples_removes_those_of_before_and_nothing_else(trained: P
     left = {str(path.relative_to("out")) for path in Path("out").rglob("*") if path.is_file()}
     assert left == {"000000.png", "000001.png", "grid.png", "samples.json", "samples.jsonl", "index.html", *own}
     assert {name: Path("out", name).read_text() for name in own} == own
+
+
+@pytest.mark.parametrize("kind", ["webp", "tiff", "png"])
+def test_samples_in_a_format_without_loss_are_the_same(trained: Path, kind: str):
+    assert run(["sample", f"run={trained}", "out=out", "n=3", "sampler.steps=2", f"format={kind}"]) == 0
+    files = sorted(path.name for path in Path("out").iterdir() if path.stem.isdigit())
+    assert files == [f"{k:06d}.{kind}" for k in range(3)]
+    read = [torch.from_numpy(np.array(Image.open(Path("out", file)).convert("L"))) for file in files]
+    assert torch.equal(torch.stack(read)[:, None], model(trained).sample(3, steps=2))
+    lines = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == files and all(file in Path("out/index.html").read_text() for file in files)
+
+
+def test_another_format_replaces_the_files_of_the_one_before_and_an_unknown_one_nothing(trained: Path, capsys: pytest.CaptureFixture[str]):
+    settings = ["sample", f"run={trained}", "out=out", "n=2", "sampler.steps=1", "overwrite=true"]
+    assert run([*settings, "format=jpeg"]) == run([*settings, "format=png"]) == 0
+    before = sorted(path.name for path in Path("out").iterdir())
+    assert [name for name in before if name[0] == "0"] == ["000000.png", "000001.png"]
+    capsys.readouterr()
+    assert run([*settings, "format=pgn"]) == 2
+    assert capsys.readouterr().err == "polyguide: there is no format 'pgn' (did you mean 'png'?); choose from: png, webp, jpeg, tiff\n"
+    assert sorted(path.name for path in Path("out").iterdir()) == before
 
 
 def test_the_grid_shows_the_samples_row_after_row(trained: Path):
