@@ -7,7 +7,7 @@ DEMO := outputs/demo
 MODALITY ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-image demo-audio demo-text test lint types wheel clean
+.PHONY: help install demo demo-image demo-audio demo-text test lint types docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -55,8 +55,11 @@ lint: install  ## ruff
 types: install  ## mypy, strict for guidance/
 	$(BIN)/mypy
 
-wheel: install  ## build the wheel, install it into an empty environment, use it there
+docs: install  ## the documentation site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: install  ## build the wheels, install them into an empty environment, use them there
 	BIN=$(abspath $(BIN)) PYTHON=$(PYTHON) CONSTRAINTS=$(abspath $(CONSTRAINTS)) bash tests/wheel.sh
 
 clean:  ## remove what was built and drawn
-	rm -rf $(VENV) dist build outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build site outputs .pytest_cache .mypy_cache .ruff_cache

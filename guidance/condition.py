@@ -58,6 +58,7 @@ class Condition:
         return Condition({n: v[index] for n, v in self.values.items()}, {n: k[index] for n, k in self.keep.items()})
 
     def to(self, device: torch.device | str) -> "Condition":
+        """On a device."""
         return Condition({n: v.to(device) for n, v in self.values.items()}, {n: k.to(device) for n, k in self.keep.items()})
 
     @staticmethod

@@ -105,6 +105,7 @@ class CFG(WeightedSum):
         return CFG((lambda logsnr: 1 - evaluate(scale, logsnr)) if callable(scale) else 1 - scale)
 
     def terms(self, condition: Condition) -> Sequence[Term]:
+        """The condition with the scale, the null condition with the rest to 1."""
         return Term(self.scale, condition), Term(self.inverse().scale, condition.drop())
 
 
@@ -162,6 +163,7 @@ class Compose(WeightedSum):
         return Compose(tuple((w, {name: parse(name, value) for name, value in values.items()}) for w, values in self.items))
 
     def terms(self, condition: Condition) -> Sequence[Term]:
+        """A term for each condition, whose other attributes are absent, and the null condition with the rest to 1."""
         items = [{name: _bound(name, value, condition) for name, value in values.items()} for _, values in self.items]
         known = {name: bound for values in items for name, bound in values.items()}
         n = len(condition) or next((len(b.keep) for b in known.values()), 0)

@@ -58,7 +58,9 @@ class Data(Protocol):
     """A data set. Shape and conditions are known before any data is read, once `pinned` has been stored with a run."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called in reports."""
+        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,10 +68,14 @@ class Data(Protocol):
         ...
 
     @property
-    def conditions(self) -> Mapping[str, ConditionSpec]: ...
+    def conditions(self) -> Mapping[str, ConditionSpec]:
+        """The attributes that can be named, and what each may be."""
+        ...
 
     @property
-    def train(self) -> Split: ...
+    def train(self) -> Split:
+        """What is trained on, and what judges learn from."""
+        ...
 
     @property
     def test(self) -> Split:

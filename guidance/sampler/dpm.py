@@ -14,8 +14,8 @@ from guidance.sampler.loop import Draw, Past, Predict
 class DPMSolver:
     """The second-order multistep solver in half log-SNR, h = (logsnr_s - logsnr_t) / 2, exact in its linear part:
 
-    ODE   x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) D
-    SDE   x_s = (sigma_s / sigma_t) e^-h x_t + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z
+        ODE   x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) D
+        SDE   x_s = (sigma_s / sigma_t) e^-h x_t + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z
 
     with D = x0 + (h / 2 h_previous) (x0 - x0_previous), and D = x0 at the first and at the last step. One evaluation a step.
     """
