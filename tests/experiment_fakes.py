@@ -142,7 +142,9 @@ class Files:
     failing: BaseException | None = None
     after: int = 0
 
-    def save(self, decoded: Tensor, folder: Path, names: Sequence[str]) -> list[Path]:
+    formats = ("png",)
+
+    def save(self, decoded: Tensor, folder: Path, names: Sequence[str], format: str | None = None) -> list[Path]:
         if self.failing is not None and len(self.saved) == self.after:
             raise self.failing
         self.saved.append(names[0].rsplit("-", 1)[0])

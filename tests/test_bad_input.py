@@ -275,7 +275,7 @@ def test_training(refused: Any, settings: list[str], words: tuple[str, ...]):
 
 @cases(
     ("trian", "'trian'", "did you mean 'train'?"),
-    ("run=run", "'run=run'", "train, sample, evaluate, experiment, report, list"),
+    ("run=run", "'run=run'", "train, sample, evaluate, experiment, report, new-modality, list"),
     ("train", "out is missing", "out=runs/digits"),
     ("sample run=run", "out is missing"),
     ("sample out=new", "run is missing", "run=runs/digits"),

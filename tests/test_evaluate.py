@@ -110,7 +110,9 @@ class Recorder:
 
 
 class Nothing:
-    def save(self, decoded: Any, folder: Path, names: Any) -> list[Path]:
+    formats = ("nothing",)
+
+    def save(self, decoded: Any, folder: Path, names: Any, format: str | None = None) -> list[Path]:
         return []
 
     def words(self, decoded: Any) -> list[str]:

@@ -393,7 +393,7 @@ class Unused:
     def unused(self, *given: Any) -> Any:
         raise AssertionError
 
-    pinned = judge = measure = together = flat = units = save = words = table = animate = unused
+    pinned = judge = measure = together = flat = units = formats = save = words = table = animate = unused
 
 
 def known(condition: Condition) -> tuple[Tensor, Tensor]:
