@@ -16,10 +16,10 @@ HEIGHT = Label(("flat", "even", "tall"), levels=(("flat",), ("even",), ("tall",)
 
 def surface(solid: int, n: int, generator: torch.Generator) -> Tensor:
     """n points on the surface of a solid of about radius 1 about the origin: [n, 3]."""
-    u, v, w = torch.rand(3, n, generator=generator)
+    u, v, w, axis, end = torch.rand(5, n, generator=generator)
     if solid == 1:  # one coordinate of each point at an end, the cube's side
         points = torch.stack([u, v, w], 1) * 1.6 - 0.8
-        return points.scatter(1, (3 * w)[:, None].long(), torch.where(u * 7 % 1 < 0.5, -0.8, 0.8)[:, None])
+        return points.scatter(1, (3 * axis)[:, None].long(), torch.where(end < 0.5, -0.8, 0.8)[:, None])
     z, r = {
         0: (2 * v - 1, (1 - (2 * v - 1).square()).sqrt()),
         2: (torch.where(w < 0.5, 2 * v - 1, (8 * w).floor() % 2 * 2 - 1), torch.where(w < 0.5, 1.0, v.sqrt())),  # half of it its ends
