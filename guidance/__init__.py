@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from guidance.rules import Interval
     from guidance.sampler import DDIM, DDPM, DPMSolver, Heun, LogSNR, Progress, Rho, Sampler, Uniform, sample
     from guidance.schedule import Cosine, Discrete, Karras, LinearBeta, Rectified, Schedule, Sqrt
-    from guidance.train import Objective, Trainer
+    from guidance.train import Objective
+    from guidance.trainer import Trainer
 
 _HOMES = {
     "analytic": "Mixture",
@@ -35,7 +36,8 @@ _HOMES = {
     "rules": "Interval",
     "sampler": "DDIM DDPM DPMSolver Heun LogSNR Progress Rho Sampler Uniform sample",
     "schedule": "Cosine Discrete Karras LinearBeta Rectified Schedule Sqrt",
-    "train": "Objective Trainer",
+    "train": "Objective",
+    "trainer": "Trainer",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -134,8 +134,9 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     from accelerate.state import PartialState
     from accelerate.utils.environment import parse_flag_from_env
 
-    from guidance.train import Interrupted, Objective, Trainer
+    from guidance.train import Interrupted, Objective
     from guidance.train import train as run_training
+    from guidance.trainer import Trainer
 
     out, resume, overwrite = folder(config, "out"), flag(config, "resume"), flag(config, "overwrite")
     threads(config)

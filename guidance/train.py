@@ -1,15 +1,10 @@
 """Training: the loss of a batch in one short function, and the loop around it."""
 
-import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +14,14 @@ from torch import Tensor, nn
 
 from guidance import checkpoint
 from guidance.condition import Condition, ConditionSpec, Dropout, reveal
-from guidance.config import fits
 from guidance.denoiser import Denoiser
-from guidance.errors import UserError, one_of
+from guidance.errors import UserError
 from guidance.loss import Criterion, Loss, Times, UniformTimes
 from guidance.modality import Codec, Split
 from guidance.noise import Stream, bits, normal, permutation, uniform
 from guidance.process import corrupt, level
+from guidance.trainer import Trainer
+from guidance.upkeep import Log, Saved, interrupts, trackers
 
 
 @dataclass(frozen=True)
@@ -92,75 +88,6 @@ class Objective(nn.Module):
         return loss
 
 
-PRECISIONS = ("no", "bf16", "fp16")
-DECAYS = ("constant", "linear", "cosine")
-TRACKERS = ("tensorboard", "wandb")
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """How long and how fast to train.
-
-    ``batch_size`` is what an optimizer step sees, over all processes and ``accumulate`` micro-batches. ``average`` is the decay of the
-    moving average of the weights, reached gradually: min(average, (1 + step) / (10 + step)). The learning rate warms up linearly and
-    then is constant or falls to 0 at the last step. ``save_every`` and ``sample_every`` count steps; 0 is only at the end,
-    and never. ``keep`` checkpoints are kept.
-    """
-
-    steps: int = 1000
-    batch_size: int = 64
-    lr: float = 1e-3
-    warmup: int = 100
-    decay: str = "constant"
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0
-    accumulate: int = 1
-    average: float = 0.999
-    precision: str = "no"
-    compile: bool = False
-    log_every: int = 50
-    save_every: int = 500
-    sample_every: int = 0
-    keep: int = 2
-    workers: int = 0
-    trackers: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        for name, least in {"steps": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "keep": 1, "warmup": 0}.items() | {
-            ("save_every", 0),
-            ("sample_every", 0),
-            ("workers", 0),
-        }:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"trainer.{name} is a whole number, at least {least}, got {value!r}")
-        for name, low, high in (("lr", 0, 1e3), ("weight_decay", 0, 1e3), ("average", 0, 1), ("clip", 0, 1e9)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise UserError(f"trainer.{name} is a number from {low} to {high:g}, got {value!r}")
-        betas = list(self.betas) if isinstance(self.betas, Sequence) else self.betas
-        if not fits(betas, tuple[float, float]) or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"trainer.betas is two numbers, at least 0 and below 1, got {self.betas!r}")
-        for what, value, known in (("precision", self.precision, PRECISIONS), ("decay", self.decay, DECAYS)):
-            if value not in known:
-                raise one_of(f"trainer.{what}", value, known)
-        for tracker in self.trackers:
-            if tracker not in TRACKERS:
-                raise one_of("tracker", tracker, TRACKERS)
-            if find_spec(tracker) is None:  # accelerate would leave it out without a word
-                raise UserError(f"trainer.trackers=[{tracker}] needs one more package: pip install 'polyguide[{tracker}]'")
-        if self.batch_size % self.accumulate:
-            raise UserError(f"trainer.accumulate={self.accumulate} does not divide trainer.batch_size={self.batch_size}")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        left = 1 - step / self.steps
-        falls = {"constant": 1.0, "linear": left, "cosine": (1 - torch.tensor(torch.pi * left).cos().item()) / 2}
-        return self.lr * warm * falls[self.decay]
-
-
 def batches(split: Split, seed: int, start: int, steps: int, size: int, rank: int, world: int, accumulate: int) -> Iterator[list[int]]:
     """This process's item indices, micro-batch after micro-batch, from step ``start`` on.
 
@@ -206,46 +133,6 @@ def update_average(average: nn.Module, current: nn.Module, decay: float) -> None
         for a, b in zip(mine, theirs, strict=True):
             if not a.is_floating_point():
                 a.copy_(b)
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C, or a polite kill, has asked to stop; a second one stops at once."""
-    asked = False
-
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _trackers(accelerator: Any, trainer: Trainer, run: Path, seed: int) -> Iterator[None]:
-    """What they keep on this machine goes into the run; they are told of the end, however training ends."""
-    if not trainer.trackers:
-        yield
-        return
-    run.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere where there is no such folder
-    try:
-        accelerator.init_trackers("polyguide", config={"seed": seed}, init_kwargs={"wandb": {"dir": str(run)}})
-    except Exception as error:  # of theirs: nobody is logged in, no answer
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"trainer.trackers=[{','.join(trainer.trackers)}] cannot be used: {reason}") from error
-    try:
-        yield
-    finally:
-        accelerator.end_training()
 
 
 class Interrupted(Exception):
@@ -296,7 +183,7 @@ def train(
     optimizer = torch.optim.AdamW(
         modules.parameters(), lr=trainer.lr, betas=(trainer.betas[0], trainer.betas[1]), weight_decay=trainer.weight_decay, fused=on_gpu
     )
-    saved = _Saved(run, modules, average, optimizer, len(split))
+    saved = Saved(run, modules, average, optimizer, len(split))
     start = saved.restore() if resume else 0
     if trainer.compile:
         modules["network"].compile()
@@ -312,14 +199,14 @@ def train(
             generator=torch.Generator(),
         )
     )
-    log = _Log(run / checkpoint.METRICS, start) if main else None
+    log = Log(run / checkpoint.METRICS, start) if main else None
     micro = trainer.batch_size // (trainer.accumulate * world)
     total, counted, since = torch.zeros((), device=device), 0, time.perf_counter()
     broken = torch.full((), torch.inf, device=device)  # the first step whose loss was not finite: known without waiting for a GPU
     model.train()
     with (
-        _interrupts() as interrupted,
-        _trackers(accelerator, trainer, run, seed),
+        interrupts() as interrupted,
+        trackers(accelerator, trainer, run, seed),
         torch.random.fork_rng(devices=[device] if on_gpu else []),
         tqdm(total=trainer.steps, initial=start, desc="train", unit="step", disable=not (progress and main)) as bar,
     ):
@@ -373,62 +260,8 @@ def train(
     return average
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """What a checkpoint of a training run holds."""
-
-    run: Path
-    modules: nn.ModuleDict
-    average: nn.ModuleDict
-    optimizer: torch.optim.Optimizer
-    items: int  # that it is trained on
-
-    def write(self, step: int, seed: int, keep: int) -> None:
-        tensors = {
-            "model": self.modules.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
-        }
-        checkpoint.save_checkpoint(self.run, step, tensors, {"step": step, "seed": seed, "items": self.items}, keep)
-
-    def restore(self) -> int:
-        """The step of the newest checkpoint, whose state is now everybody's; 0 where there is none."""
-        if not checkpoint.saved_steps(self.run):
-            return 0
-        folder = checkpoint.latest(self.run)
-        checkpoint.fill(self.modules, folder / "model.safetensors")
-        checkpoint.fill(self.average, folder / "average.safetensors")
-        checkpoint.fill_optimizer(self.optimizer, folder / "optimizer.safetensors")
-        return int(checkpoint.read_state(folder)["step"])
-
-    def lost(self, step: int) -> UserError:
-        steps = checkpoint.saved_steps(self.run)
-        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint before it"
-        return UserError(f"the loss became NaN or infinite at step {step}; {kept}; try a smaller trainer.lr")
-
-
 def to_device(raw: Any, device: torch.device) -> Any:
     """Whatever tensors a raw batch consists of, on the device."""
     from torch.utils._pytree import tree_map
 
     return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, raw)
-
-
-class _Log:
-    """Metrics as JSON lines; lines that a resumed run will write again are taken out first."""
-
-    def __init__(self, path: Path, start: int):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["step"] <= start:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue  # a line cut short by a kill
-        checkpoint.write_atomically(path, "".join(line + "\n" for line in kept).encode())
-
-    def write(self, **values: float) -> None:
-        with open(self.path, "a") as file:
-            file.write(json.dumps(values) + "\n")

@@ -531,7 +531,7 @@ def test_a_folder_that_is_no_checkpoint_is_passed_over(broken: Path, place: Path
         ("guidance.__main__.main", {}),
         ("guidance.config.importlib.import_module", {"name": "antigravity"}),
         ("guidance.train.torch.load", {"f": "file.txt"}),
-        ("guidance.train._Log", {"path": "hacked", "start": 0}),
+        ("guidance.upkeep._Log", {"path": "hacked", "start": 0}),
         ("guidance.guide.CFG.__init__", {}),
         ("guidance.guide.CFG.__class__", {}),
         ("modalities.assets.subprocess.run", {"args": ["touch", "hacked"]}),

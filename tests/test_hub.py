@@ -1067,7 +1067,7 @@ def test_a_tracker_that_does_not_start(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tracker: str):
     assert run(["train", *TINY, "data=digits", "trainer.steps=1", "out=run"]) == 0
     before = files(Path())
-    monkeypatch.setattr("guidance.train.find_spec", lambda name: None)
+    monkeypatch.setattr("guidance.trainer.find_spec", lambda name: None)
     capsys.readouterr()
     assert run(["train", *TINY, "data=digits", f"trainer.trackers=[{tracker}]", "out=run", "overwrite=true"]) == 2
     assert f"trainer.trackers=[{tracker}] needs one more package: pip install 'polyguide[{tracker}]'" in capsys.readouterr().err
