@@ -46,7 +46,7 @@ demo-text: install
 	$(REPORT)
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install  ## ruff
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ Settings are Hydra overrides. `polyguide COMMAND --help` lists them with their d
 def usage() -> str:
     from guidance.plugins import commands
 
-    known = {**COMMANDS, **dict.fromkeys(commands(), "brought by a plug-in")}
+    known = COMMANDS | {name: "brought by a plug-in" for name in commands() if name not in COMMANDS}
     return USAGE.format(commands="\n".join(f"  {name:15} {what}" for name, what in known.items()))
 
 

@@ -77,7 +77,7 @@ def load(
 
     if precision not in PRECISIONS:
         raise one_of("precision", precision, list(PRECISIONS))
-    run = hub.located(run, revision)
+    source, run = str(run), hub.located(run, revision)
     config = checkpoint.read_config(run)
     for name, value in (settings or {}).items():
         replace_setting(config, name, value)
@@ -96,7 +96,7 @@ def load(
     modules = modality.modules()
     checkpoint.fill(modules, weights)
     modules.eval().to(device)
-    return Model(modality, {"main": replace(denoiser, precision=PRECISIONS[precision])}, config, run, step, average)
+    return Model(modality, {"main": replace(denoiser, precision=PRECISIONS[precision])}, config, run, step, average, source)
 
 
 def replace_setting(config: dict[str, Any], name: str, value: Any) -> None:
@@ -115,7 +115,8 @@ def replace_setting(config: dict[str, Any], name: str, value: Any) -> None:
 class Model:
     """A modality and its denoiser. Further denoisers, by name, serve guidance that refers to other models.
 
-    ``run`` is the folder that it was loaded from, ``step`` the training step of its weights, ``average`` whether they are averaged.
+    ``run`` is the folder that it was loaded from, ``step`` the training step of its weights, ``average`` whether they are averaged,
+    ``source`` the name that it was loaded by, which for a model of the hub is not that of the folder.
     """
 
     modality: Modality
@@ -124,6 +125,7 @@ class Model:
     run: Path | None = None
     step: int | None = None
     average: bool = True
+    source: str = ""
 
     @property
     def device(self) -> torch.device:

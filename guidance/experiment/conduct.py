@@ -51,7 +51,7 @@ def facts_of(
         **terms,
         "experiment": dict(config),
         "title": experiment.title,
-        "run": str(model.run),
+        "run": model.source or str(model.run),
         "seed": model.config.get("seed"),
         "config": run_config,
         "modality": modality.name,
