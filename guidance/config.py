@@ -47,7 +47,7 @@ def resolve(target: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
                 raise UserError(f"the config's _target_ {target!r} needs the package {error.name!r}, which is not installed") from None
-        except Exception:
+        except (Exception, SystemExit):
             imported(name, f"the config's _target_ {target!r}")  # which says why not
     found: Any = module
     for part in parts[k:]:
@@ -87,7 +87,9 @@ def build(config: Any, where: str = "config", **more: Any) -> Any:
         return functools.partial(target, **parts) if partial else target(**parts)
     except UserError:
         raise
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:  # what a constructor does not check itself
+    except ModuleNotFoundError as error:
+        raise UserError(f"{where}: {config['_target_']} needs the package {error.name!r}, which is not installed") from error
+    except (TypeError, ValueError, RuntimeError, KeyError, ImportError) as error:  # what a constructor does not check itself
         raise UserError(f"{where}: {config['_target_']} refuses its settings: {' '.join(str(error).split())[:200]}") from error
 
 

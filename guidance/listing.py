@@ -2,27 +2,33 @@
 
 from pathlib import Path
 
+from guidance.cli import COMMANDS
 from guidance.config import config_folder
-from guidance.plugins import plugins, problems
+from guidance.plugins import all_commands, command_problems, plugins, problems
 
 
 def _first_comment(path: Path) -> str:
     """The first line that says something; `@package` is for Hydra."""
-    lines = [line.lstrip("# ").strip() for line in path.read_text().splitlines()[:2] if line.startswith("#")]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line.lstrip("# ").strip() for line in text.splitlines()[:2] if line.startswith("#")]
     return next((line for line in lines if not line.startswith("@package")), "")
 
 
 def listing() -> str:
-    """Modalities with their distributions, and what is wrong with them; then every config group, with the first comment of each
-    choice and its file."""
+    """Modalities and further commands with their distributions, and what is wrong with them; then every config group, with the first
+    comment of each choice and its file."""
     own = config_folder()
     lines = ["modalities"]
     for plugin in plugins():
         place = plugin.folder or "its files cannot be found"
         lines.append(f"  {plugin.name:16} {plugin.target}  ({plugin.distribution} {plugin.version}, {place})")
-        lines += [f"  {'':16} cannot be used: {problem}" for problem in problems(plugin, own)]
+        lines += [f"  {'':16} problem: {problem}" for problem in problems(plugin, own)]
     if not plugins():
         lines.append("  none is installed: pip install polyguide, or pip install -e . in a checkout")
+    lines += ["", "further commands"] if all_commands() else []
+    for command in all_commands():
+        lines.append(f"  {command.name:16} {command.target}  ({command.distribution})")
+        lines += [f"  {'':16} problem: {problem}" for problem in command_problems(command, COMMANDS)]
     folders = [own, *(p.configs for p in plugins() if p.configs)]
     groups = sorted({path.parent.relative_to(folder) for folder in folders for path in folder.glob("*/**/*.yaml")})
     for group in groups:

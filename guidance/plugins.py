@@ -5,7 +5,7 @@ written for (``INTERFACE = 1``); the package that it is in may be called from co
 one, is searched beside ours. Nothing of a plug-in is imported before it is used: one that is broken breaks nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -16,7 +16,7 @@ from typing import Any
 
 from guidance.errors import UserError
 
-GROUP = "polyguide.modalities"
+GROUP, COMMANDS = "polyguide.modalities", "polyguide.commands"
 OURS = "polyguide"
 
 INTERFACE = 1
@@ -43,7 +43,7 @@ class Plugin:
 
     @property
     def top(self) -> Path | None:
-        """Where its package lies; None where it cannot be found."""
+        """The folder of its package, or the file of a module that is in none; None where it cannot be found."""
         try:
             spec = find_spec(self.package)
         except (ImportError, ValueError):
@@ -51,19 +51,23 @@ class Plugin:
         if spec is None:
             return None
         places = list(spec.submodule_search_locations or ())
-        return Path(places[0]) if places else Path(spec.origin).parent if spec.origin else None
+        return Path(places[0]) if places else Path(spec.origin) if spec.origin else None
 
     @property
     def folder(self) -> Path | None:
         """Where the module of its build function lies; None where it cannot be found."""
         if self.top is None:
             return None
+        if self.top.is_file():
+            return self.top.parent
         place = self.top.joinpath(*self.module.split(".")[1:])
         return place if place.is_dir() else place.parent if place.with_suffix(".py").is_file() else None
 
     @property
     def configs(self) -> Path | None:
-        """Its own config folder, beside its build function or at the top of its package."""
+        """Its own config folder, beside its build function or at the top of its package; what lies beside a lone module is not its own."""
+        if self.top is None or self.top.is_file():
+            return None
         places = [place / "configs" for place in (self.folder, self.top) if place is not None]
         return next((place for place in places if place.is_dir()), None)
 
@@ -74,13 +78,38 @@ class Plugin:
         if stated != INTERFACE:
             says = f"states no INTERFACE in {self.module}" if stated is None else f"was written for version {stated!r} of the interface"
             raise UserError(f"{self} {says}; this polyguide has version {INTERFACE}: update one of them, or uninstall {self.distribution}")
-        found: Any = module
-        for part in self.target.split(":")[1].split("."):
-            found = getattr(found, part, None)
-        if not callable(found):
-            raise UserError(f"{self} has no function {self.target}; reinstall {self.distribution}")
-        build: Callable[..., Any] = found
-        return build
+        return function(module, self.target, str(self), self.distribution)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A further command of the command line (group ``polyguide.commands``)."""
+
+    name: str
+    target: str
+    distribution: str
+
+    def __str__(self) -> str:
+        return f"the command {self.name!r} ({self.distribution})"
+
+    def load(self) -> Callable[..., Any]:
+        """A function of the command line's arguments. UserError where it cannot be imported, or where two packages bring it."""
+        others = {command.distribution for command in all_commands() if command.name == self.name and command != self}
+        if others:
+            names = ", ".join(sorted({*others, self.distribution}))
+            raise UserError(f"the command {self.name!r} is brought by more than one package: {names}; uninstall all but one of them")
+        return function(imported(self.target.split(":")[0], str(self)), self.target, str(self), self.distribution)
+
+
+def function(module: Any, target: str, what: str, distribution: str) -> Callable[..., Any]:
+    """What an entry point names in its module, or a UserError where there is no such function."""
+    found: Any = module
+    for part in target.partition(":")[2].split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise UserError(f"{what} has no function {target}; reinstall {distribution}")
+    build: Callable[..., Any] = found
+    return build
 
 
 def imported(module: str, what: str) -> Any:
@@ -92,19 +121,31 @@ def imported(module: str, what: str) -> Any:
         raise UserError(f"{what} cannot be imported: {type(error).__name__}: {told}") from error
 
 
-def commands() -> dict[str, EntryPoint]:
-    """Further commands, by name (group ``polyguide.commands``): ``load()`` gives a function of the command line's arguments."""
-    return {entry.name: entry for entry in sorted(entry_points(group="polyguide.commands"), key=lambda e: e.name)}
+def origin(entry: EntryPoint) -> tuple[str, str, str]:
+    """Of an entry point: its target, without extras, and the distribution with its version, as far as they are known."""
+    target = "".join(entry.value.split("[")[0].split())
+    if entry.dist is None or "Name" not in entry.dist.metadata:
+        return target, "a package without a name", ""
+    return target, entry.dist.metadata["Name"], entry.dist.version
+
+
+@cache
+def all_commands() -> tuple[Command, ...]:
+    """All further commands, by name."""
+    found = (Command(entry.name, *origin(entry)[:2]) for entry in entry_points(group=COMMANDS))
+    return tuple(sorted(dict.fromkeys(found), key=lambda c: (c.name, c.distribution)))
+
+
+def commands() -> dict[str, Command]:
+    """Further commands, by name."""
+    return {command.name: command for command in all_commands()}
 
 
 @cache
 def plugins() -> tuple[Plugin, ...]:
     """All installed modalities, by name."""
-
-    def read(entry: EntryPoint) -> Plugin:
-        return Plugin(entry.name, entry.value, *((entry.dist.name, entry.dist.version) if entry.dist else ("?", "")))
-
-    return tuple(sorted(dict.fromkeys(map(read, entry_points(group=GROUP))), key=lambda p: (p.name, p.distribution)))
+    found = (Plugin(entry.name, *origin(entry)) for entry in entry_points(group=GROUP))
+    return tuple(sorted(dict.fromkeys(found), key=lambda p: (p.name, p.distribution)))
 
 
 def trusted_packages() -> tuple[str, ...]:
@@ -148,6 +189,27 @@ def problems(plugin: Plugin, own: Path) -> list[str]:
     except UserError as error:
         found.append(str(error))
     if plugin.configs and plugin.configs.resolve() != own.resolve():
-        hidden = sorted(f"{group}={name}" for group, name in choices(plugin.configs) & choices(own))
-        found += [f"its {', '.join(hidden)} cannot be chosen: polyguide's own of that name come first"] if hidden else []
+        mine = choices(plugin.configs)
+        hidden = named(mine & choices(own))
+        found += [f"its {hidden} cannot be chosen: polyguide's own of that name come first"] if hidden else []
+        for name in sorted({p.distribution for p in plugins()} - {plugin.distribution}):
+            folders = [p.configs for p in plugins() if p.distribution == name and p.configs and p.configs.resolve() != own.resolve()]
+            both = named({choice for folder in folders for choice in choices(folder) & mine} - choices(own))
+            found += [f"its {both} cannot be chosen: {name} brings the same, too"] if both else []
     return found
+
+
+def command_problems(command: Command, own: Container[str]) -> list[str]:
+    """What is wrong with a command, to be told beside it. Those of other distributions are imported to see."""
+    if command.name in own:
+        return [f"polyguide {command.name} is polyguide's own command"]
+    try:
+        if command.distribution != OURS:
+            command.load()
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def named(choices: set[tuple[str, str]]) -> str:
+    return ", ".join(sorted(f"{group}={name}" for group, name in choices))

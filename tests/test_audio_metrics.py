@@ -313,6 +313,21 @@ def test_sounds_are_read_back_to_the_bit(tmp_path: Path):
         assert rate == 22050 and soundfile.info(path).subtype == "PCM_16" and read.tolist() == expected.tolist()
 
 
+def test_flac_loses_nothing_and_ogg_little(tmp_path: Path):
+    wave = (torch.cat([sine(440.0), sine(1000.0)]) * 32768).round() / 32768
+    render = AudioRender(RATE)
+    assert render.formats[0] == "wav"
+    for path, expected in zip(render.save(wave, tmp_path, ["one", "two"], "flac"), wave, strict=True):
+        read, rate = soundfile.read(path, dtype="int16")
+        assert path.suffix == ".flac" and soundfile.info(path).format == "FLAC" and rate == RATE
+        assert read.tolist() == (expected * 32768).int().tolist()
+    for path, expected in zip(render.save(wave, tmp_path, ["one", "two"], "ogg"), wave, strict=True):
+        read, rate = soundfile.read(path, dtype="float32")
+        assert path.suffix == ".ogg" and soundfile.info(path).format == "OGG" and (rate, len(read)) == (RATE, len(expected))
+        error = np.sqrt(np.mean((read - expected.numpy()) ** 2))
+        assert error < 0.05 * float(expected.square().mean().sqrt())
+
+
 def test_samples_between_two_values_are_rounded_and_full_scale_stays_full(tmp_path: Path):
     steps = torch.tensor([0.4, 0.6, -0.4, -0.6, 1000.7, -1000.7, 32767.9, 32768, -32768])
     read, _ = soundfile.read(write_sound(tmp_path / "x.wav", steps / 32768, RATE), dtype="int16")

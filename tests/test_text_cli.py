@@ -190,6 +190,17 @@ def test_sentences_without_attributes(place: Path, out: Path):
     assert {word for text in texts(lines) for word in text.replace(".", " .").split()} <= words | {"⁇"}
 
 
+def test_sentences_are_files_or_lines_alone(place: Path, out: Path, refused: Callable[..., str]):
+    given = ["n=2", "condition.animal=cat"]
+    plain = sample("run", *given)
+    assert sample("run", *given, "format=txt") == plain and [line["file"] for line in plain] == ["000000.txt", "000001.txt"]
+    alone = sample("run", *given, "format=jsonl")
+    assert alone == [{key: value for key, value in line.items() if key != "file"} for line in plain]
+    assert sorted(path.name for path in out.iterdir()) == ["grid.txt", "samples.json", "samples.jsonl"]
+    said = refused("sample", "run=run", "out=held", "overwrite=true", "n=2", "sampler.steps=1", "format=wav")
+    assert said == "polyguide: there is no format 'wav'; choose from: txt, jsonl\n"
+
+
 # Given words
 
 
@@ -314,7 +325,9 @@ def test_resuming_is_the_same_as_never_having_stopped(place: Path, tokenizer: st
         settings += ["data.tokenizer.size=40"]
     for name, steps in ((f"whole_{tokenizer}", 5), (f"parts_{tokenizer}", 2)):
         assert run(["train", *settings, f"trainer.steps={steps}", f"out={name}", "overwrite=true"]) == 0
-    kept = {path.name: path.read_bytes() for path in Path(f"parts_{tokenizer}").iterdir() if path.is_file() and path.suffix != ".jsonl"}
+    kept = {
+        path.name: path.read_bytes() for path in Path(f"parts_{tokenizer}").iterdir() if path.suffix in (".yaml", ".json", ".model", ".png")
+    }
     assert run(["train", *settings, "trainer.steps=5", f"out=parts_{tokenizer}", "resume=true"]) == 0
     assert weights(f"parts_{tokenizer}") == weights(f"whole_{tokenizer}")
     for name, content in kept.items():

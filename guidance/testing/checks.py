@@ -6,10 +6,6 @@ Weights are shaken first, so that nothing that starts at zero (the last layer of
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
-
-from guidance.denoiser import Network
-from guidance.modality import Codec, Data, Metrics, Render, Split
 from guidance.testing.items import (
     conditions_are_what_their_specs_say,
     held_out_items_are_not_trained_on,
@@ -19,24 +15,13 @@ from guidance.testing.items import (
 from guidance.testing.network import evaluating_draws_no_random_numbers, null_is_a_mask, rows_do_not_mix, the_noise_level_is_seen
 from guidance.testing.sampling import a_step_is_one_call, guidance_is_what_its_scale_says, samples_do_not_depend_on_batches
 from guidance.testing.showing import judges_are_better_than_guessing, measures_are_one_a_sample, samples_are_files
-from guidance.testing.subject import Subject, require
+from guidance.testing.subject import Subject, keeps_the_protocols, require
 from guidance.testing.training import a_run_is_resumed_and_loaded_bit_for_bit, every_weight_is_trained, one_batch_is_learnt_by_heart
 
 
 def parts_keep_the_protocols(subject: Subject, folder: Path) -> None:
     modality = subject.modality
-    for part, protocol in {
-        "codec": Codec,
-        "network": Network,
-        "data": Data,
-        "metrics": Metrics,
-        "render": Render,
-    }.items():
-        lacking = [name for name in dir(protocol) if not name.startswith("_") and not hasattr(getattr(modality, part), name)]
-        require(not lacking, f"its {part} has no {', '.join(lacking)}; see guidance.modality.{protocol.__name__}")
-    require(isinstance(modality.network, nn.Module), "its network is no nn.Module")
-    for which in ("train", "test"):
-        require(isinstance(getattr(modality.data, which), Split), f"its data.{which} has no __len__ or no __getitems__")
+    keeps_the_protocols(modality)
     for name in modality.conditions:
         require(name.isidentifier(), f"an attribute is called {name!r}, which condition.NAME=... cannot say")
     require(list(subject.condition.keep) == list(modality.conditions), "its data gives other attributes than modality.conditions names")

@@ -12,7 +12,8 @@ from guidance.testing.subject import N, Subject, close, require
 def null_is_a_mask(subject: Subject, folder: Path) -> None:
     for name, spec in subject.modality.conditions.items():
         values, keep = subject.condition.values[name], subject.condition.keep[name]
-        others = [values.flip(0), values.roll(1, 0), torch.stack([spec.absent()] * N)]
+        moved = (values + 1) % len(spec.classes) if isinstance(spec, Label) else values.roll(1, 0)
+        others = [moved, values.flip(0), torch.stack([spec.absent()] * N)]
         others += [torch.full_like(values, torch.nan)] if values.is_floating_point() else []
         dropped = subject.condition.drop(name)
         expected = subject.output(dropped)
@@ -21,17 +22,19 @@ def null_is_a_mask(subject: Subject, folder: Path) -> None:
             require(torch.equal(subject.output(changed), expected), f"{name}: its value is seen although it is absent")
         if bool(keep.any()):
             require(not torch.equal(subject.output(subject.condition), expected), f"{name}: the network does not see whether it is there")
-        if bool(keep.all()) and isinstance(spec, Label) and len(spec.classes) > 1:
-            moved = replace(subject.condition, values={**subject.condition.values, name: (values + 1) % len(spec.classes)})
-            require(
-                not torch.equal(subject.output(moved), subject.output(subject.condition)), f"{name}: the network does not see its value"
-            )
+        if bool((keep & (moved != values).flatten(1).any(1) if values.ndim > 1 else keep & (moved != values)).any()):
+            changed = replace(subject.condition, values={**subject.condition.values, name: moved})
+            same = torch.equal(subject.output(changed), subject.output(subject.condition))
+            require(not same, f"{name}: the network does not see its value")
+        there = {**subject.condition.keep, name: torch.ones(N, dtype=torch.bool)}
+        for k, value in enumerate(spec.classes[:16] if isinstance(spec, Label) else ()):
+            present = replace(subject.condition, values={**subject.condition.values, name: torch.full_like(values, k)}, keep=there)
+            require(not torch.equal(subject.output(present), expected), f"{name}: its absence is the same as {value!r}")
         half = replace(subject.condition, keep={**subject.condition.keep, name: keep & (torch.arange(N) % 2 == 0)})
         mixed, whole = subject.output(half), subject.output(subject.condition)
-        there = torch.arange(N) % 2 == 0
+        even = torch.arange(N) % 2 == 0
         require(
-            close(mixed[there], whole[there]) and close(mixed[~there], expected[~there]),
-            f"{name}: dropping it for one sample changes others",
+            close(mixed[even], whole[even]) and close(mixed[~even], expected[~even]), f"{name}: dropping it for one sample changes others"
         )
 
 
@@ -43,11 +46,12 @@ def evaluating_draws_no_random_numbers(subject: Subject, folder: Path) -> None:
 
 
 def rows_do_not_mix(subject: Subject, folder: Path) -> None:
-    whole = subject.output(subject.condition)
+    logsnr = torch.linspace(-4, 4, N)  # one a sample, as in training
+    whole = subject.output(subject.condition, logsnr)
     order = torch.tensor([2, 0, 3, 1])
-    require(close(subject.output(subject.condition, rows=order), whole[order]), "the output depends on the order of the batch")
+    require(close(subject.output(subject.condition, logsnr, order), whole[order]), "the output depends on the order of the batch")
     for row in range(N):
-        alone = subject.output(subject.condition, rows=torch.tensor([row]))
+        alone = subject.output(subject.condition, logsnr, torch.tensor([row]))
         require(close(alone[0], whole[row]), f"sample {row} of a batch is another one by itself")
 
 

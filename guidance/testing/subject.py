@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from guidance.condition import Condition, Partial
-from guidance.denoiser import Denoiser
+from guidance.denoiser import Denoiser, Network
 from guidance.hydra import composed
-from guidance.modality import Modality
+from guidance.modality import Codec, Data, Metrics, Modality, Render, Split
 from guidance.model import Model, assemble
 from guidance.noise import Stream, normal
 
@@ -25,6 +27,25 @@ class Broken(AssertionError):
 def require(holds: bool, message: str) -> None:
     if not holds:
         raise Broken(message)
+
+
+def keeps_the_protocols(modality: Modality) -> None:
+    """Has every part all that is asked of it, and can each method be called as its protocol says?"""
+    require(isinstance(modality.network, nn.Module), "its network is no nn.Module")
+    for part, protocol in {"codec": Codec, "network": Network, "data": Data, "metrics": Metrics, "render": Render}.items():
+        made = getattr(modality, part)
+        for name in (name for name in dir(protocol) if not name.startswith("_")):
+            require(hasattr(made, name), f"its {part} has no {name}; see guidance.modality.{protocol.__name__}")
+            of = getattr(protocol, name)
+            if not isinstance(of, FunctionType):
+                continue
+            _, *arguments = signature(of).parameters
+            try:
+                signature(getattr(made, name)).bind(*arguments)
+            except TypeError:
+                raise Broken(f"its {part}.{name} does not take ({', '.join(arguments)})") from None
+    for which in ("train", "test"):
+        require(isinstance(getattr(modality.data, which), Split), f"its data.{which} has no __len__ or no __getitems__")
 
 
 @dataclass(frozen=True)
@@ -43,10 +64,11 @@ class Subject:
         config = composed("train", [f"modality={name}", *overrides, "out=unused"])
         torch.manual_seed(0)
         modality, denoiser = assemble(config)
+        keeps_the_protocols(modality)
         require(len(modality.data.train) >= N, f"{modality.data.name} has fewer than {N} training items")
         modality.codec.fit(modality.data.train)
         count = len(modality.data.train)
-        raw, condition = modality.data.train.__getitems__([k * count // N for k in range(N)])
+        raw, condition = modality.data.train.__getitems__([k * (count - 1) // (N - 1) for k in range(N)])
         shake(modality.modules())
         modality.modules().eval()
         return cls(config, modality, denoiser, raw, condition)
@@ -67,12 +89,12 @@ class Subject:
         return self.condition.drop(*partial) if partial else self.condition
 
     @torch.no_grad()
-    def output(self, condition: Condition, logsnr: float = 0.0, rows: Tensor | None = None) -> Tensor:
-        """What the network says of the items at a noise level."""
+    def output(self, condition: Condition, logsnr: float | Tensor = 0.0, rows: Tensor | None = None) -> Tensor:
+        """What the network says of the items at a noise level, or at one a sample."""
         rows = torch.arange(N) if rows is None else rows
         x_t = (self.x0 + normal(0, Stream.CORRUPT, 0, 0, tuple(self.x0.shape)))[rows] / 2**0.5
         context = self.modality.network.embed(condition.rows(rows))
-        return self.modality.network(x_t, torch.full((len(rows),), logsnr), context)
+        return self.modality.network(x_t, torch.as_tensor(logsnr).expand(N)[rows], context)
 
 
 @torch.no_grad()

@@ -7,32 +7,35 @@ from typing import Any
 import pytest
 
 from guidance.config import config_folder
-from guidance.errors import UserError
+from guidance.errors import UserError, one_of
 from guidance.plugins import plugins, problems
 from guidance.testing.checks import CHECKS
 from guidance.testing.subject import Broken, Subject
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
-    names = metafunc.config.getoption("--modality")
-    if not names:
-        pytest.exit(f"which modality? pytest --pyargs guidance.testing --modality=NAME, one of: {', '.join(p.name for p in plugins())}", 2)
-    metafunc.parametrize("name", names, scope="module")
+    metafunc.parametrize("name", metafunc.config.getoption("--modality") or [""], scope="module")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known(name: str) -> None:
+    names = list(dict.fromkeys(plugin.name for plugin in plugins()))
+    if not name:
+        pytest.exit(f"which modality? pytest --pyargs guidance.testing --modality=NAME, one of: {', '.join(names)}", 2)
+    if name not in names:
+        pytest.exit(str(one_of("modality", name, names)), 2)
 
 
 @pytest.fixture(scope="module")
 def subject(name: str, request: pytest.FixtureRequest) -> Subject:
     try:
         return Subject.of(name, request.config.getoption("--override"))
-    except UserError as error:
+    except (UserError, Broken) as error:
         pytest.exit(f"modality={name} cannot be made: {error}", 2)
 
 
 def test_it_is_installed(name: str) -> None:
-    mine = [plugin for plugin in plugins() if plugin.name == name]
-    if not mine:
-        pytest.fail(f"no installed package has an entry point {name!r} in the group polyguide.modalities", pytrace=False)
-    told = [problem for plugin in mine for problem in problems(plugin, config_folder())]
+    told = [problem for plugin in plugins() if plugin.name == name for problem in problems(plugin, config_folder())]
     if told:
         pytest.fail("; ".join(told), pytrace=False)
 
@@ -41,5 +44,5 @@ def test_it_is_installed(name: str) -> None:
 def test_the_contract(subject: Subject, check: Callable[[Subject, Path], None], tmp_path: Path) -> None:
     try:
         check(subject, tmp_path)
-    except Broken as error:
+    except (Broken, UserError) as error:
         pytest.fail(str(error), pytrace=False)

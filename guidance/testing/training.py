@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -75,11 +74,12 @@ def one_batch_is_learnt_by_heart(subject: Subject, folder: Path, steps: int = 40
 
 
 def every_weight_is_trained(subject: Subject, folder: Path) -> None:
-    modality = deepcopy(subject.modality)
-    denoiser = replace(subject.denoiser, network=modality.network)
+    modality = subject.modality
     loss = with_codec(build(subject.config["loss"], "loss"), modality)
-    objective = Objective(denoiser, modality.codec, loss, dropout=Dropout(0.5), conditions=modality.conditions)
+    objective = Objective(subject.denoiser, modality.codec, loss, dropout=Dropout(0.5), conditions=modality.conditions)
+    objective.zero_grad()
     for step in range(8):  # some drop conditions, some show earlier guesses
         objective(subject.raw, subject.condition, Place(0, step, N * step, 0, N)).mean().backward()
-    unused = [name for name, parameter in objective.trained.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    unused = [name for name, weight in objective.trained.named_parameters() if weight.requires_grad and weight.grad is None]
+    objective.zero_grad()
     require(not unused, f"the loss does not depend on {', '.join(unused[:3])}")
