@@ -204,7 +204,8 @@ def test_what_is_no_text_is_refused_and_long_texts_are_cut(parts: tuple[Any, Any
 
 
 def test_a_list_of_texts_is_one_a_sample(parts: tuple[Any, Any]):
-    from guidance.bridges.diffusers import NoData, NoMetrics, Pixels
+    from guidance.bridges.diffusers.pipeline import NoData, NoMetrics
+    from guidance.codec import Pixels
     from guidance.modality import Modality
     from guidance.pictures import Pictures
 
