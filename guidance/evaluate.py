@@ -18,6 +18,7 @@ from guidance.modality import Judge, Metrics, Split
 from guidance.model import Model
 from guidance.noise import permutation
 from guidance.sampler import Callback, Progress
+from guidance.split import pick
 from guidance.train import to_device
 
 
@@ -57,7 +58,7 @@ def cases(model: Model, n: int, attribute: str | None, given: str = "alone") -> 
     Args:
         attribute: the one whose accuracy is taken; None where there is no attribute with classes.
         given: "alone": its classes in turn, all other attributes absent; "train" or "test": all attributes of n items of that
-            split, evenly taken (held-out data may hold combinations that training did not), but for those that may be known in
+            split, taken at random (held-out data may hold combinations that training did not), but for those that may be known in
             part: they would give the item itself.
     """
     if given not in GIVEN:
@@ -71,10 +72,10 @@ def cases(model: Model, n: int, attribute: str | None, given: str = "alone") -> 
     split = getattr(model.modality.data, given)
     if not len(split):
         raise UserError(f"{model.modality.data.name} has no {given} items")
-    raw, condition = split.__getitems__([k * len(split) // n for k in range(n)])
+    raw, condition = split.__getitems__(pick(len(split), n))
     if attribute and not bool(condition.keep[attribute].all()):
         known = with_attribute(split, attribute)
-        raw, condition = split.__getitems__([known[k * len(known) // n] for k in range(n)])
+        raw, condition = split.__getitems__([known[k] for k in pick(len(known), n)])
     partial = [name for name, spec in model.modality.conditions.items() if isinstance(spec, Partial) and name in condition.keep]
     condition = condition.drop(*partial) if partial else condition
     label = condition.values[attribute] if attribute else torch.zeros(n, dtype=torch.long)

@@ -19,17 +19,18 @@ from guidance.checkpoint import fill, write_atomically
 from guidance.condition import Condition, Label
 from guidance.errors import UserError
 from guidance.modality import Data, Split
+from guidance.split import pick
 
 MOST = 10_000  # items of a split that judging looks at
 
 
 def read(split: Split, attribute: str | None = None, most: int = MOST, chunk: int = 512) -> tuple[list[Any], Tensor, Condition]:
-    """Raw batches of up to ``most`` items, evenly taken from the split, their classes (zeros without an attribute), and conditions;
+    """Raw batches of up to ``most`` items, taken from the split at random, their classes (zeros without an attribute), and conditions;
     items of which the attribute is not known are left out."""
     count = min(len(split), most)
     if not count:
         raise UserError("there is no held-out data to judge by: the data set is too small")
-    index = [k * len(split) // count for k in range(count)]
+    index = sorted(pick(len(split), count))
     parts = []
     for rows in (index[k : k + chunk] for k in range(0, count, chunk)):
         part = split.__getitems__(rows)

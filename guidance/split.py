@@ -12,6 +12,7 @@ from torch import Tensor
 from guidance.condition import Condition
 from guidance.errors import UserError
 from guidance.modality import Split
+from guidance.noise import permutation
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ class Part:
 
     def __getitems__(self, index: list[int]) -> tuple[Any, Condition]:
         return self.whole.__getitems__([self.index[k] for k in index])
+
+
+def pick(size: int, n: int) -> list[int]:
+    """n of ``size`` items: at random, but always the same and in the same order; where n is more, each as often as any other, within one.
+
+    A fixed stride would fall in with data whose classes come in turn, and see some of them only.
+    """
+    rounds = [permutation(0, k, size) for k in range(-(-n // size))]
+    return [int(item) for order in rounds for item in order][:n]
 
 
 def every_fifth(label: Sequence[int] | Tensor | np.ndarray) -> tuple[Int[Tensor, "train"], Int[Tensor, "test"]]:

@@ -18,6 +18,7 @@ from guidance.evaluate import Cases, cases, chosen, default_attribute, evaluate,
 from guidance.judge import read
 from guidance.modality import Modality
 from guidance.model import Model
+from guidance.split import pick
 
 
 @dataclass
@@ -155,7 +156,7 @@ def test_alone_asks_for_the_classes_in_turn_and_nothing_else(attribute: str, cla
 @pytest.mark.parametrize("n", [1, 4, 6, 9, 40])
 def test_given_a_split_all_attributes_of_its_items_are_asked_for(given: str, first: int, length: int, n: int):
     made = cases(model(), n, "third", given)
-    items = [first + k * length // n for k in range(n)]
+    items = [first + k for k in pick(length, n)]
     assert made.label.tolist() == [item % 3 for item in items] and all(bool(keep.all()) for keep in made.condition.keep.values())
     assert made.condition.values["size"].tolist() == [[float(item)] for item in items]
     assert made.condition.values["parity"].tolist() == [item % 2 for item in items]
@@ -166,7 +167,7 @@ def test_given_a_split_all_attributes_of_its_items_are_asked_for(given: str, fir
 def test_a_model_without_classes_is_asked_by_what_it_has(names: tuple[str, ...]):
     made = cases(model(names), 3, None, "test")
     assert list(made.condition.values) == list(names) and made.label.tolist() == [0, 0, 0]
-    assert made.original[:, 0].tolist() == [100, 102, 104]
+    assert made.original[:, 0].tolist() == [100 + k for k in pick(6, 3)]
 
 
 def test_what_cannot_be_asked():

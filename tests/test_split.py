@@ -18,7 +18,7 @@ from guidance.cache import cache
 from guidance.codec import Standardized
 from guidance.modality import Codec, Render, Split
 from guidance.pictures import Pictures
-from guidance.split import InMemory, Part, every_fifth
+from guidance.split import InMemory, Part, every_fifth, pick
 
 RAW = torch.arange(21.0).view(7, 3)
 LABELS = Condition(
@@ -270,3 +270,13 @@ def test_a_cache_in_a_folder_of_others_is_told_in_one_line(tmp_path: Path, monke
     monkeypatch.setenv("POLYGUIDE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="Permission denied; set POLYGUIDE_CACHE"):
         cache()
+
+
+def test_items_are_picked_without_falling_in_with_classes_that_come_in_turn():
+    assert sorted(pick(7, 7)) == list(range(7)) and pick(50, 20) == pick(50, 40)[:20], "the same, however many"
+    twice = pick(7, 18)
+    assert sorted(twice[:7]) == sorted(twice[7:14]) == list(range(7)) and len(set(twice[14:])) == 4
+    for classes, n in ((3, 100), (6, 120), (25, 120)):
+        share = torch.bincount(torch.tensor(pick(1200, n)) % classes, minlength=classes) / n
+        assert (share > 0).all() and share.max() < 1 / classes + 3 * (1 / classes / n) ** 0.5, "as many of each as chance gives"
+    assert pick(5, 0) == []

@@ -10,7 +10,7 @@ from guidance.errors import UserError, one_of
 from guidance.evaluate import label_attribute
 from guidance.modality import Split
 from guidance.model import Model
-from guidance.noise import permutation
+from guidance.split import pick
 
 Asked = dict[str, list[int]]
 GIVEN = ("alone", "train")
@@ -29,16 +29,13 @@ def alone(model: Model, n: int, attribute: str, classes: Sequence[int] | None = 
 
 
 def items(model: Model, split: Split, n: int, attributes: Sequence[str]) -> Asked:
-    """Attributes of n items, evenly taken from a split and shuffled. UserError where no item has all of the attributes."""
-    count = len(split)
-    rows = [k * count // min(count, 4 * n) for k in range(min(count, 4 * n))]
-    condition = split.__getitems__(rows)[1]
+    """Attributes of n items, taken from a split at random. UserError where no item has all of the attributes."""
+    condition = split.__getitems__(pick(len(split), min(len(split), 4 * n)))[1]
     there = torch.stack([condition.keep[name] for name in attributes]).all(0).nonzero().flatten()
     if not len(there):
         raise UserError(f"no item has {' and '.join(attributes)}")
-    even = there[torch.arange(n) * len(there) // n]
-    mixed = even[torch.from_numpy(permutation(0, 0, n))]
-    return {name: condition.values[name][mixed].tolist() for name in attributes}
+    rows = there[torch.arange(n) % len(there)]
+    return {name: condition.values[name][rows].tolist() for name in attributes}
 
 
 def given(model: Model, n: int, attribute: str, how: str) -> Asked:

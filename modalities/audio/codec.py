@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from guidance.errors import UserError
 from guidance.modality import Split
 from guidance.process import Level
+from guidance.split import pick
 
 MOST = 4096  # clips that are looked at to find the scale
 STEP = 2**-15  # of 16 bits: a full-scale wave is beyond full scale by less, by rounding alone
@@ -24,9 +25,9 @@ def full_scale(wave: Float[Tensor, "n samples"]) -> Float[Tensor, "n samples"]:
 
 
 def training_waves(split: Split) -> Float[Tensor, "n samples"]:
-    """Up to MOST clips, evenly taken from the split."""
+    """Up to MOST clips of the split, taken at random."""
     count = min(len(split), MOST)
-    index = [k * len(split) // count for k in range(count)]
+    index = sorted(pick(len(split), count))
     return torch.cat([split.__getitems__(index[k : k + 512])[0] for k in range(0, count, 512)])
 
 
