@@ -1,8 +1,14 @@
 """A progress bar with the time left, for all that samples."""
 
+import sys
 from typing import Any
 
 from guidance.sampler import Progress
+
+
+def pace() -> float:
+    """Seconds between two looks of a progress bar: in a log, which keeps them all, few."""
+    return 0.1 if sys.stderr.isatty() else 20.0
 
 
 class Bar:
@@ -16,7 +22,7 @@ class Bar:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=self.total, desc=self.what, unit="step", leave=False)
+            self.bar = tqdm(total=self.total, desc=self.what, unit="step", leave=False, mininterval=pace())
         self.bar.update()
         if self.bar.n >= self.total:
             self.bar.close()

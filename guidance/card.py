@@ -114,7 +114,9 @@ def called(part: Any) -> str:
     if not isinstance(part, Mapping) or "_target_" not in part:
         return str(part)
     plain = {k: v for k, v in portable(part).items() if not k.startswith("_") and not isinstance(v, Mapping) and len(str(v)) <= 40}
-    return f"`{str(part['_target_']).rsplit('.', 1)[-1]}({', '.join(f'{key}={value}' for key, value in plain.items())})`"
+    *_, owner, name = ("", *str(part["_target_"]).split("."))
+    name = f"{owner}.{name}" if owner[:1].isupper() else name  # Compose.read
+    return f"`{name}({', '.join(f'{key}={value}' for key, value in plain.items())})`"
 
 
 def usable(name: str) -> bool:

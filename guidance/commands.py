@@ -23,6 +23,7 @@ from guidance.bar import Bar
 from guidance.config import build, leaves, resolve
 from guidance.errors import UserError, one_of
 from guidance.holdout import parse, without
+from guidance.modality import Modality, Split
 from guidance.model import PARTS, SAMPLER, Model, assemble, load, with_codec
 from guidance.previews import class_table, forward_process
 from guidance.sampler import Callback
@@ -170,6 +171,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     place.wait_for_everyone()  # every process has looked before the first one writes
     if not steps:
         modality.codec.fit(split)
+        check_shape(modality, split)
     if place.is_main_process:
         if not going_on:
             clear(out, RUN_FILES)
@@ -199,6 +201,16 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         print(
             f"trained to step {trainer.steps} in {seconds:.0f} s; sample it with: polyguide sample run={shlex.quote(str(out))} out=samples"
         )
+
+
+def check_shape(modality: Modality, split: Split) -> None:
+    """UserError where the codec makes x0 of another shape than the modality says, and so the network was made for."""
+    with torch.no_grad():
+        raw, condition = split.__getitems__([0])
+        made = tuple(modality.codec.encode(raw).shape[1:])
+    shape = modality.shape if modality.shape_of is None else modality.shape_of(condition)
+    if made != tuple(shape):
+        raise UserError(f"the codec of {modality.name} gives x0 of shape {list(made)}, and the modality says {list(shape)}: shape= is x0's")
 
 
 def as_written(override: str) -> str:
@@ -270,8 +282,9 @@ SHOWN = 64  # samples printed, where they are words
 
 def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide sample"""
+    from guidance.card import called
     from guidance.evaluate import Evaluations
-    from guidance.page import gallery
+    from guidance.page import gallery, shown_as
     from guidance.seen import Seen
 
     threads(config)
@@ -307,7 +320,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
         together = torch.cat(shown)
         columns = min(8, len(together))
         rows = -(-len(together) // columns)
-        render.table(codec.decode(together), out / "grid.png", [""] * rows, [""] * columns)
+        drawn = render.table(codec.decode(together), out / "grid.png", [""] * rows, [""] * columns)
         if frames:
             render.animate([codec.decode(frame) for frame in frames[: settings["steps"]]], out / "denoising.gif")
     evaluations = counter.rows / (n * settings["steps"])
@@ -318,9 +331,11 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     lines = [{**file, "asked": asked, **what} for file, asked, what in zip(named, given, seen.rows(n), strict=True)]
     checkpoint.write_atomically(out / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     asked = [shorten(", ".join(f"{name}={value}" for name, value in of.items()), 80) for of in given]
-    about = f"guidance {config['guidance']}, {settings['steps']} steps, seed {settings['seed']}"
+    about = f"guidance {called(config['guidance']).strip('`')}, {settings['steps']} steps, seed {settings['seed']}"
     if files:
-        page = gallery(f"{n} samples of {config['run']}", about, files, asked)
+        if not shown_as(files[0]):  # a page has to show something
+            asked = [": ".join(filter(None, parts)) for parts in zip(asked, seen.texts or [""] * n, strict=True)]
+        page = gallery(f"{n} samples of {config['run']}", about, files, asked, None if shown_as(files[0]) else drawn)
         checkpoint.write_atomically(out / "index.html", page.encode())
     for line in lines[:SHOWN]:
         if "text" in line:

@@ -30,7 +30,7 @@ def resolve(target: str) -> Any:
     trusted = trusted_packages()
     refused = UserError(
         f"the config's _target_ {target!r} is refused: only {', '.join(p + '.' for p in trusted)} may be called; "
-        "where it is a plug-in's, install that"
+        "where it is of a plug-in that is not installed, install that"
     )
     if not isinstance(target, str) or target.split(".", maxsplit=1)[0] not in trusted:
         raise refused
@@ -38,7 +38,7 @@ def resolve(target: str) -> Any:
     if any(part.startswith("_") for part in parts):
         raise refused
     for plugin in responsible(target):
-        plugin.load()
+        plugin.load() if plugin.modality else plugin.check()
     for k in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:k])
         try:

@@ -57,10 +57,16 @@ class Term:
 class Guidance(Protocol):
     """A way to steer. Its terms' weights sum to 1 at every noise level."""
 
-    def terms(self, condition: Condition) -> Sequence[Term]: ...
+    def terms(self, condition: Condition) -> Sequence[Term]:
+        """What is to be predicted, and with which weights: asked once a run, with the conditions of all its samples."""
+        ...
 
     def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
-        """One prediction from those of the live terms, whose weights are now numbers or [b, 1, ..., 1]."""
+        """One prediction from those of the live terms, in the order of `terms`; their weights are now numbers, or [b, 1, ..., 1].
+
+        A term that no sample gives a weight at this noise level was not evaluated, and is not among them; in one that only some
+        samples do, the other samples' rows are zeros.
+        """
         ...
 
 

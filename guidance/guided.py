@@ -65,6 +65,8 @@ class GuidedDenoiser:
         self.denoisers = denoisers if isinstance(denoisers, Mapping) else {"main": denoisers}
         if max_rows is not None and max_rows < 1:
             raise UserError(f"max_rows is at least 1, got {max_rows}")
+        if isinstance(guidance, type) or not isinstance(guidance, Guidance):
+            raise UserError(f"guidance is an object with terms and combine, such as CFG(2.0), got {guidance!r}")
         self.guidance, self.n, self.max_rows, self.device = guidance, n, max_rows, device
         self.rows = self.calls = 0
         self.terms = list(guidance.terms(condition))
@@ -207,6 +209,9 @@ class GuidedDenoiser:
         order = sorted(parts)
         terms = [replace(self.terms[k], weight=self._spread(weights[k], x_t)) for k in order]
         combined = self.guidance.combine(terms, [parts[k] for k in order], x_t, level)
+        if not isinstance(combined, Prediction) or not combined.x0.shape == combined.eps.shape == x_t.shape:
+            of = f"x0 {list(combined.x0.shape)}" if isinstance(combined, Prediction) else type(combined).__name__
+            raise UserError(f"combine of the guidance gives {of}, not a Prediction of shape {list(x_t.shape)}")
         return replace(combined, parts=tuple(zip(terms, (parts[k] for k in order), strict=True)))
 
     def _whole(self, part: Prediction, live: Bool[Tensor, "b"], x_t: Float[Tensor, "b *d"]) -> Prediction:

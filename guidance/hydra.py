@@ -10,7 +10,7 @@ from typing import Any
 from guidance.config import config_folder, leaves
 from guidance.errors import UserError, one_of
 from guidance.memory import keep_freed
-from guidance.plugins import check_choice, plugins
+from guidance.plugins import check_choice, everything
 
 FREE = ("condition", "model", "sampler")
 """Groups of keys that a run, not a config, defines; they need no plus sign on the command line."""
@@ -122,7 +122,7 @@ def search_plugins() -> None:
     class PluginConfigs(SearchPathPlugin):
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
             own = config_folder().resolve()
-            for folder in dict.fromkeys(p.configs.resolve() for p in plugins() if p.configs):
+            for folder in dict.fromkeys(p.configs.resolve() for p in everything() if p.configs):
                 if folder != own:
                     search_path.append("polyguide", f"file://{folder}")
 
@@ -147,13 +147,18 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     """One line for what Hydra or OmegaConf found wrong; None for any other exception."""
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
+    if isinstance(error, YAMLError):
+        return f"a config is no YAML: {' '.join(str(error).split())}"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = " ".join(str(part) for part in (error, error.__cause__) if part)
     if found := re.search(r"Could not (?:override|delete from config|append to config)[^']*'([^']+)'", text):
         key = found[1].split("@")[0]
         near = sorted(_nearby(key, command, arguments))
+        if key in near and not any(argument.lstrip("~+").split("=")[0] == key for argument in arguments):
+            return f"{' '.join(str(error).split())} (a config that overrides others begins with the line '# @package _global_')"
         if key in near:  # Hydra takes the dot in its last part for another level
             return f"{key} cannot be changed on the command line, for the dot in its name; write it into a config of your own"
         return str(one_of("config key", key, near))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from guidance.cli import COMMANDS
 from guidance.config import config_folder
-from guidance.plugins import all_commands, command_problems, plugins, problems
+from guidance.plugins import all_commands, command_problems, everything, plugins, problems
 
 
 def _first_comment(path: Path) -> str:
@@ -19,7 +19,9 @@ def listing() -> str:
     comment of each choice and its file."""
     own = config_folder()
     lines = ["modalities"]
-    for plugin in plugins():
+    for plugin in everything():
+        if not plugin.modality and "further packages" not in lines:
+            lines += ["", "further packages"]
         place = plugin.folder or "its files cannot be found"
         lines.append(f"  {plugin.name:16} {plugin.target}  ({plugin.distribution} {plugin.version}, {place})")
         lines += [f"  {'':16} problem: {problem}" for problem in problems(plugin, own)]
@@ -29,7 +31,7 @@ def listing() -> str:
     for command in all_commands():
         lines.append(f"  {command.name:16} {command.target}  ({command.distribution})")
         lines += [f"  {'':16} problem: {problem}" for problem in command_problems(command, COMMANDS)]
-    folders = [own, *(p.configs for p in plugins() if p.configs)]
+    folders = [own, *(p.configs for p in everything() if p.configs)]
     groups = sorted({path.parent.relative_to(folder) for folder in folders for path in folder.glob("*/**/*.yaml")})
     for group in groups:
         lines += ["", f"{group}="]

@@ -157,7 +157,10 @@ class Render(Protocol):
 
 @dataclass(frozen=True)
 class Modality:
-    """A bundle of parts; ``network`` and ``codec`` are nn.Modules."""
+    """A bundle of parts; ``network`` and ``codec`` are nn.Modules.
+
+    ``shape`` is that of one sample of x0, as the codec's `encode` gives it: the raw data's own only where the codec keeps it.
+    """
 
     name: str
     shape: tuple[int, ...]

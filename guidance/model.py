@@ -226,6 +226,9 @@ class Model:
         if len(given) not in (0, n):
             raise UserError(f"a condition of {len(given)} rows was given for {n} samples")
         guidance = CFG() if guidance is None else guidance
+        for what, given_part, kind in (("guidance", guidance, Guidance), ("sampler", sampler, Sampler)):
+            if isinstance(given_part, type) or not isinstance(given_part, kind):
+                raise UserError(f"{what} is an object such as {'CFG(2.0)' if kind is Guidance else 'DDIM()'}, got {given_part!r}")
         if isinstance(guidance, Compose):
             if condition and not isinstance(condition, Condition):
                 raise UserError(f"a composition names its own conditions: put {', '.join(condition)} into its terms instead")

@@ -1,4 +1,5 @@
-"""What is installed: modalities, found by entry point (group ``polyguide.modalities``).
+"""What is installed: modalities, found by entry point (group ``polyguide.modalities``), and packages that bring other choices, such as a
+guidance rule or a sampler (group ``polyguide.packages``).
 
 An entry point names a plug-in's ``build`` function. The module that holds it states the version of the contract that it was
 written for (``INTERFACE = 1``); the package that it is in may be called from configs; and its folder ``configs``, where there is
@@ -16,7 +17,7 @@ from typing import Any
 
 from guidance.errors import UserError
 
-GROUP, COMMANDS = "polyguide.modalities", "polyguide.commands"
+GROUP, PACKAGES, COMMANDS = "polyguide.modalities", "polyguide.packages", "polyguide.commands"
 OURS = "polyguide"
 
 INTERFACE = 1
@@ -26,9 +27,10 @@ INTERFACE = 1
 @dataclass(frozen=True)
 class Plugin:
     name: str
-    target: str  # package.module:function
+    target: str  # package.module:function; of a package without a modality, package
     distribution: str
     version: str = ""
+    modality: bool = True
 
     def __str__(self) -> str:
         return f"the plug-in {self.name!r} ({self.distribution})"
@@ -73,12 +75,16 @@ class Plugin:
 
     def load(self) -> Callable[..., Any]:
         """Its build function. UserError where it cannot be imported, or was written for another version of the contract."""
+        return function(self.check(), self.target, str(self), self.distribution)
+
+    def check(self) -> Any:
+        """Its module. UserError as for `load`."""
         module = imported(self.module, str(self))
         stated = getattr(module, "INTERFACE", None)
         if stated != INTERFACE:
             says = f"states no INTERFACE in {self.module}" if stated is None else f"was written for version {stated!r} of the interface"
             raise UserError(f"{self} {says}; this polyguide has version {INTERFACE}: update one of them, or uninstall {self.distribution}")
-        return function(module, self.target, str(self), self.distribution)
+        return module
 
 
 @dataclass(frozen=True)
@@ -148,14 +154,21 @@ def plugins() -> tuple[Plugin, ...]:
     return tuple(sorted(dict.fromkeys(found), key=lambda p: (p.name, p.distribution)))
 
 
+@cache
+def everything() -> tuple[Plugin, ...]:
+    """All installed modalities, and the packages that bring other choices."""
+    found = (Plugin(entry.name, *origin(entry), modality=False) for entry in entry_points(group=PACKAGES))
+    return *plugins(), *sorted(dict.fromkeys(found), key=lambda p: (p.name, p.distribution))
+
+
 def trusted_packages() -> tuple[str, ...]:
     """The packages whose functions a config may call."""
-    return tuple(dict.fromkeys(("guidance", "modalities", *(plugin.package for plugin in plugins()))))
+    return tuple(dict.fromkeys(("guidance", "modalities", *(plugin.package for plugin in everything()))))
 
 
 def responsible(target: str) -> list[Plugin]:
     """The plug-ins that a dotted name belongs to: those of its module, or else of its package."""
-    mine = [plugin for plugin in plugins() if plugin.package == target.split(".", maxsplit=1)[0]]
+    mine = [plugin for plugin in everything() if plugin.package == target.split(".", maxsplit=1)[0]]
     return [plugin for plugin in mine if f"{target}.".startswith(f"{plugin.module}.")] or mine
 
 
@@ -166,7 +179,7 @@ def choices(folder: Path) -> set[tuple[str, str]]:
 
 def check_choice(group: str, name: str, own: Path) -> None:
     """UserError where more than one plug-in brings a choice of this name; those of our own config folder ``own`` come first."""
-    found = [p for p in plugins() if p.configs and p.configs.resolve() != own.resolve() and (group, name) in choices(p.configs)]
+    found = [p for p in everything() if p.configs and p.configs.resolve() != own.resolve() and (group, name) in choices(p.configs)]
     of = {plugin.distribution for plugin in found}
     if group == "modality":
         of |= {plugin.distribution for plugin in plugins() if plugin.name == name}
@@ -180,20 +193,20 @@ def problems(plugin: Plugin, own: Path) -> list[str]:
     """What is wrong with a plug-in, to be told beside it. Those of other distributions are imported to see."""
     found = []
     others = [p.distribution for p in plugins() if p.name == plugin.name and p.distribution != plugin.distribution]
-    if others:
+    if others and plugin.modality:
         found.append(f"modality={plugin.name} cannot be chosen: {', '.join(others)} brings one of that name, too")
     if plugin.distribution == OURS:
         return found
     try:
-        plugin.load()
+        plugin.load() if plugin.modality else plugin.check()
     except UserError as error:
         found.append(str(error))
     if plugin.configs and plugin.configs.resolve() != own.resolve():
         mine = choices(plugin.configs)
         hidden = named(mine & choices(own))
         found += [f"its {hidden} cannot be chosen: polyguide's own of that name come first"] if hidden else []
-        for name in sorted({p.distribution for p in plugins()} - {plugin.distribution}):
-            folders = [p.configs for p in plugins() if p.distribution == name and p.configs and p.configs.resolve() != own.resolve()]
+        for name in sorted({p.distribution for p in everything()} - {plugin.distribution}):
+            folders = [p.configs for p in everything() if p.distribution == name and p.configs and p.configs.resolve() != own.resolve()]
             both = named({choice for folder in folders for choice in choices(folder) & mine} - choices(own))
             found += [f"its {both} cannot be chosen: {name} brings the same, too"] if both else []
     return found

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance import checkpoint
+from guidance.bar import pace
 from guidance.condition import Condition, ConditionSpec, Dropout, reveal
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError
@@ -208,7 +209,7 @@ def train(
         interrupts() as interrupted,
         trackers(accelerator, trainer, run, seed),
         torch.random.fork_rng(devices=[device] if on_gpu else []),
-        tqdm(total=trainer.steps, initial=start, desc="train", unit="step", disable=not (progress and main)) as bar,
+        tqdm(total=trainer.steps, initial=start, desc="train", unit="step", mininterval=pace(), disable=not (progress and main)) as bar,
     ):
         for step in range(start, trainer.steps):
             for group in optimizer.param_groups:
@@ -245,7 +246,7 @@ def train(
                     log.write(step=done, **values)
                 if trainer.trackers:
                     accelerator.log(values, step=done)
-                bar.set_postfix(loss=f"{mean:.4f}")
+                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
                 total, counted, since = torch.zeros_like(total), 0, now
             bar.update()
             if saving:

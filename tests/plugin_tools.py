@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from guidance.plugins import all_commands, plugins
+from guidance.plugins import all_commands, everything, plugins
 
 
 def noted(folder: Path, distribution: str, modalities: Mapping[str, str], commands: Mapping[str, str] | None = None) -> Path:
@@ -26,6 +26,7 @@ def forget(names: set[str]) -> None:
     for name in [module for module in sys.modules if module.split(".")[0] in names]:
         del sys.modules[name]
     plugins.cache_clear()
+    everything.cache_clear()
     all_commands.cache_clear()
 
 

@@ -16,7 +16,7 @@ from docs_runner import ROOT, Broken, Shell, blocks, run_page
 
 import guidance
 from guidance.cli import COMMANDS
-from guidance.plugins import commands, plugins
+from guidance.plugins import commands, everything, plugins
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -64,8 +64,10 @@ def page_folder(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, u
     docs_runner.hasten(monkeypatch)
     monkeypatch.syspath_prepend(folder / docs_runner.INSTALLED)
     plugins.cache_clear()
+    everything.cache_clear()
     yield folder
     plugins.cache_clear()
+    everything.cache_clear()
 
 
 @pytest.mark.parametrize("name", NAMES)

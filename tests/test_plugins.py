@@ -151,12 +151,14 @@ def test_nothing_of_polyguide_names_it():
 def test_its_run_is_refused_once_it_is_gone(pulse: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "path", [place for place in sys.path if "of_test_pulse" not in place])
     plugins.plugins.cache_clear()
+    plugins.everything.cache_clear()
     try:
         said = refused(capsys, "sample", f"run={pulse}", "out=out")
-        assert "'test_pulse.data.Waves' is refused" in said and "where it is a plug-in's, install that" in said
+        assert "'test_pulse.data.Waves' is refused" in said and "where it is of a plug-in that is not installed, install that" in said
         assert "there is no choice for modality 'test_pulse'" in refused(capsys, "train", "modality=test_pulse", "out=other")
     finally:
         plugins.plugins.cache_clear()
+        plugins.everything.cache_clear()
 
 
 # Broken ones

@@ -99,15 +99,20 @@ def avoided(results: Sequence[Result], first: str, row: Mapping[str, Any], rows:
         most = ", most to those that are least like it" if far.above else ", most to those that are most like it" if far.below else ""
         ranks = f"; what a class gains and its distance from the named one, in the judge's features, have a rank correlation of {far}"
     where = f"it goes to some of the other classes more than to others{most}" if extra else "the rest is as without a condition"
+    two = len(results[0].classes(first)) == 2
     answer = f"Yes, and {where}" if extra else f"Yes: merely something else, {where}"
+    if two:
+        answer = "Yes: the other class comes"
     if not less.below:
         answer = "No" if less.high - less.low < WIDE else "Cannot be told: the intervals are too wide"
+    others = (
+        f"Over the other classes the samples differ from the unconditional model by {row['nats_from_unconditional']} nats "
+        f"({row['nats_more_than_at_0']} more than so few samples differ at scale 0) and from the data by {row['nats_from_data']}{ranks}. "
+    )
     evidence = (
         f"At scale {row['scale']:g} (w and 1 - w of scale {1 - row['scale']:g} swapped) the named class is seen in {row['named_class']} of "
-        f"samples, against {free['named_class']} without a condition (difference {less}). Over the other classes the samples differ from "
-        f"the unconditional model by {row['nats_from_unconditional']} nats ({row['nats_more_than_at_0']} more than so few samples differ "
-        f"at scale 0) and from the data by {row['nats_from_data']}{ranks}. Frechet distance {row['frechet']}, unconditional "
-        f"{free['frechet']}."
+        f"samples, against {free['named_class']} without a condition (difference {less}). {'' if two else others}"
+        f"Frechet distance {row['frechet']}, unconditional {free['frechet']}."
     )
     return Verdict(question, answer, evidence)
 

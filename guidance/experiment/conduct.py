@@ -21,7 +21,7 @@ from guidance.experiment.findings import FACTS, Experiment, Result, read_facts, 
 from guidance.experiment.observer import Observer
 from guidance.judge import read
 from guidance.model import Model
-from guidance.page import media_type
+from guidance.page import shown_as
 
 SHOWN = 10  # samples of every cell that are kept to be looked at
 OWN = (FACTS, "cells", "samples")
@@ -196,7 +196,7 @@ def measure(cell: Cell, model: Model, observer: Observer, n: int, settings: Mapp
     folder.mkdir(parents=True, exist_ok=True)
     shown = chosen(samples, torch.arange(min(SHOWN, n)))
     files = model.modality.render.save(shown, folder, [f"{cell.name}-{k}" for k in range(len(shown))])
-    if media_type(files[0]).partition("/")[0] not in ("image", "text"):  # a picture beside what only plays
+    if shown_as(files[0]) not in ("image", "text"):  # a picture beside what only plays
         for k, file in enumerate(files):
             model.modality.render.table(chosen(shown, torch.tensor([k])), file.with_suffix(".png"), [""], [""])
     return Measured(cell.at, n, found, arrays, files, counter.rows / (n * counter.steps), time.perf_counter() - began)

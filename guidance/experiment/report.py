@@ -12,7 +12,7 @@ from guidance.errors import UserError
 from guidance.estimate import Estimate
 from guidance.experiment import figures
 from guidance.experiment.findings import FACTS, Experiment, Findings, Result, Sheet, Table, read_result
-from guidance.page import element, inline, media_type
+from guidance.page import element, inline, shown_as
 from guidance.table import as_csv, columns, short
 
 PAGE = "report.html"
@@ -184,7 +184,7 @@ def shown_table(table: Table) -> dict[str, Any]:
 
 
 def shown_sheet(sheet: Sheet) -> dict[str, Any]:
-    kind = media_type(sheet.rows[0][1][0]).partition("/")[0]
+    kind = shown_as(sheet.rows[0][1][0])
     width = WIDEST.get(kind, 5)
     rows = []
     for title, files in sheet.rows:

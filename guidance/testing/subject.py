@@ -31,7 +31,8 @@ def require(holds: bool, message: str) -> None:
 
 def keeps_the_protocols(modality: Modality) -> None:
     """Has every part all that is asked of it, and can each method be called as its protocol says?"""
-    require(isinstance(modality.network, nn.Module), "its network is no nn.Module")
+    for part in ("network", "codec"):
+        require(isinstance(getattr(modality, part), nn.Module), f"its {part} is no nn.Module, so nothing of it would be stored or moved")
     for part, protocol in {"codec": Codec, "network": Network, "data": Data, "metrics": Metrics, "render": Render}.items():
         made = getattr(modality, part)
         for name in (name for name in dir(protocol) if not name.startswith("_")):

@@ -31,7 +31,8 @@ def subject(name: str, request: pytest.FixtureRequest) -> Subject:
     try:
         return Subject.of(name, request.config.getoption("--override"))
     except (UserError, Broken) as error:
-        pytest.exit(f"modality={name} cannot be made: {error}", 2)
+        told = str(error)
+    pytest.exit(f"modality={name} cannot be made: {told}", 2)
 
 
 def test_it_is_installed(name: str) -> None:
@@ -42,7 +43,10 @@ def test_it_is_installed(name: str) -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
 def test_the_contract(subject: Subject, check: Callable[[Subject, Path], None], tmp_path: Path) -> None:
+    told = ""
     try:
         check(subject, tmp_path)
     except (Broken, UserError) as error:
-        pytest.fail(str(error), pytrace=False)
+        told = str(error)
+    if told:  # outside of the except, which pytest would tell as well
+        pytest.fail(told, pytrace=False)
