@@ -282,6 +282,7 @@ def evaluation_table(model: Model, evaluation: Mapping[str, Any]) -> dict[str, A
     parts = [
         f"{config['n']} samples a scale from the same noise (seed {config.get('seed')})",
         *([f"asked for by `{attribute}`, {asked}"] if attribute and asked else []),
+        *([f"guidance {called(config['guidance'])}, varied in {config.get('vary')}"] if not plain_cfg(config) else []),
         evaluation["sampler"],
         *(f"{key} {value}" for key, value in (config.get("model") or {}).items()),
         *([f"precision {config['precision']}"] if config.get("precision") not in (None, "no") else []),
@@ -292,6 +293,11 @@ def evaluation_table(model: Model, evaluation: Mapping[str, Any]) -> dict[str, A
     rows = [[*scale_of(row), *(value_of(row, name) for name in names)] for row in evaluation["rows"]]
     caption = f"{'; '.join(map(str, parts))}; 95 % intervals in brackets.{judge}"
     return {"caption": caption, "columns": ["scale", "n", *map(cell, titles)], "rows": rows}
+
+
+def plain_cfg(config: Mapping[str, Any]) -> bool:
+    """Whether an evaluation was of plain classifier-free guidance, as those that do not say are."""
+    return str((config.get("guidance") or {}).get("_target_", "CFG")).endswith("CFG")
 
 
 def scale_of(row: Mapping[str, Any]) -> list[str]:

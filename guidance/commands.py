@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -22,6 +22,7 @@ from guidance import checkpoint, hub
 from guidance.bar import Bar
 from guidance.config import build, leaves, resolve
 from guidance.errors import UserError, one_of
+from guidance.guide import Guidance
 from guidance.holdout import parse, without
 from guidance.modality import Modality, Split
 from guidance.model import PARTS, SAMPLER, Model, assemble, load, with_codec
@@ -290,8 +291,8 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     threads(config)
     n, out, overwrite, animate = whole_number(config, "n"), folder(config, "out"), flag(config, "overwrite"), flag(config, "animate")
     guidance = build(config["guidance"], "guidance")
-    if not hasattr(guidance, "terms") or not hasattr(guidance, "combine"):
-        raise UserError(f"guidance={config['guidance']} is no guidance; choose guidance=cfg, guidance=compose or guidance=interval")
+    if not isinstance(guidance, Guidance):
+        raise UserError(f"guidance={config['guidance']} is no guidance; `polyguide list` shows what can be chosen")
     if not isinstance(config["condition"], Mapping):
         raise UserError(f"condition is given by attribute, e.g. condition.digit=3, got condition={config['condition']!r}")
     model = loaded(config)
@@ -350,6 +351,27 @@ def finite(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
+def varied(config: Any, vary: Any) -> Callable[[float], Guidance]:
+    """The guidance of a config, as a function of one of its settings, by dotted name."""
+    names = [name for name in leaves(config) if not name.endswith("_")]
+    if vary not in names:
+        raise one_of("setting of the guidance to vary", vary, names)
+
+    def at(scale: float) -> Guidance:
+        made = deepcopy(config)
+        node = made
+        *path, last = str(vary).split(".")
+        for part in path:
+            node = node[part]
+        node[last] = scale
+        guidance = build(made, "guidance")
+        if not isinstance(guidance, Guidance):
+            raise UserError(f"guidance={config} is no guidance; `polyguide list` shows what can be chosen")
+        return guidance
+
+    return at
+
+
 def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide evaluate"""
     from guidance.evaluate import GIVEN, default_attribute, reference
@@ -368,13 +390,16 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     name, given = default_attribute(model, config["attribute"]), config["given"]
     if given not in GIVEN:
         raise one_of("given", given, GIVEN)
+    guide = varied(config["guidance"], config["vary"])
+    guide(scales[0])
     vacant(out, overwrite, EVALUATION_FILES)
     settings["grid"](settings["schedule"] or model.denoisers["main"].schedule, settings["steps"])  # a grid that does not fit is refused
     ref = reference(model, name)  # what is wrong with the data is said before anything is removed
     bar = Bar(len(scales) * -(-n // (settings["batch_size"] or n)) * settings["steps"], "evaluate")
-    rows, _ = measure(model, scales, n, attribute=name, given=given, draw=partial(model.sample, **settings), ref=ref, callbacks=[bar])
+    draw = partial(model.sample, **settings)
+    rows, _ = measure(model, scales, n, attribute=name, given=given, guide=guide, draw=draw, ref=ref, callbacks=[bar])
     clear(out, EVALUATION_FILES)
-    drawn = class_table(model, scales, out / "table.png", attribute=name, given=given, **settings)
+    drawn = class_table(model, scales, out / "table.png", attribute=name, given=given, guide=guide, **settings)
     table = [{"scale": "real", "n": ref.n, **ref.real}, *rows]
     checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
     quality_curves(rows, ref.real, out / "curves.png")

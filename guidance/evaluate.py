@@ -12,7 +12,7 @@ from guidance import estimate, measures
 from guidance.condition import Condition, Label, Partial
 from guidance.errors import UserError, one_of
 from guidance.estimate import Estimate
-from guidance.guide import CFG
+from guidance.guide import CFG, Guidance
 from guidance.judge import read
 from guidance.modality import Judge, Metrics, Split
 from guidance.model import Model
@@ -192,6 +192,7 @@ def evaluate(
     *,
     attribute: str | None = None,
     given: str = "alone",
+    guide: Callable[[float], Guidance] = CFG,
     draw: Callable[..., Any] | None = None,
     ref: Reference | None = None,
     callbacks: Sequence[Callback] = (),
@@ -201,6 +202,7 @@ def evaluate(
     the network evaluations a sample and step. n samples, asked for as `cases` says.
 
     Args:
+        guide: the guidance at a scale.
         draw: `model.sample`, with any of its settings bound (`functools.partial`).
         ref: the real data, where `reference` has been called for it already.
         callbacks: called after every sampling step of every scale.
@@ -212,7 +214,7 @@ def evaluate(
     rows = []
     for scale in scales:
         counter = Evaluations()
-        samples = draw(n, of.condition, guidance=CFG(scale), callbacks=[counter, *callbacks])
+        samples = draw(n, of.condition, guidance=guide(scale), callbacks=[counter, *callbacks])
         measured = ref.measured(model.modality.metrics, samples, of)
         rows.append({"scale": float(scale), "n": n, **measured, "evaluations": counter.rows / (n * counter.steps)})
     return rows, ref

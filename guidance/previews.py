@@ -1,12 +1,12 @@
 """Pictures that commands draw: what is trained on, and samples of every class at some scales."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from guidance.guide import CFG
+from guidance.guide import CFG, Guidance
 from guidance.modality import Modality, Split
 from guidance.model import Model
 from guidance.noise import Stream, normal
@@ -31,7 +31,14 @@ def forward_process(modality: Modality, schedule: Schedule, split: Split, out: P
 
 
 def class_table(
-    model: Model, scales: Sequence[float], path: Path, *, attribute: str | None = None, given: str = "alone", **settings: Any
+    model: Model,
+    scales: Sequence[float],
+    path: Path,
+    *,
+    attribute: str | None = None,
+    given: str = "alone",
+    guide: Callable[[float], Guidance] = CFG,
+    **settings: Any,
 ) -> Path:
     """Rows: guidance scales; columns: classes (``given`` "train" or "test": with the other attributes of an item of that class), or
     where there are none, conditions of held-out items; every column from the same noise at every scale."""
@@ -51,7 +58,7 @@ def class_table(
         found = of.label.unique().tolist()[:16]
         classes = [label_attribute(model, name)[1].classes[k] for k in found]
         condition = of.condition.rows(torch.tensor([int((of.label == k).nonzero()[0]) for k in found]))
-    cells = [torch.cat(list(model.latents(len(classes), condition, guidance=CFG(scale), **settings))) for scale in scales]
+    cells = [torch.cat(list(model.latents(len(classes), condition, guidance=guide(scale), **settings))) for scale in scales]
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         decoded = model.modality.codec.decode(torch.cat(cells))
