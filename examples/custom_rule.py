@@ -18,7 +18,7 @@ from guidance import CFG, Condition, DPMSolver, Guidance, Level, Mixture, Predic
 
 @dataclass(frozen=True)
 class Limited:
-    """x0 = x0_c + d min(1, most / |d|), d = (scale - 1) (x0_c - x0_null)."""
+    """x0 = x0_c + d min(1, most / |d|), d = (scale - 1) (x0_c - x0_null), |d| a sample's own; scale is one number for all."""
 
     scale: float
     most: float
@@ -27,9 +27,10 @@ class Limited:
         return Term(self.scale, condition), Term(1 - self.scale, condition.drop())
 
     def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Tensor, level: Level) -> Prediction:
-        own, null = (p.x0 for p in (predictions[0], predictions[-1]))
+        own, null = (p.x0 for p in (predictions[0], predictions[-1]))  # one and the same where scale is 1, which has one live term
         more = (self.scale - 1) * (own - null)
-        x0 = own + more * (self.most / more.norm(dim=1, keepdim=True).clamp(min=self.most))
+        length = more.flatten(1).norm(dim=1).view(-1, *(1,) * (more.ndim - 1))
+        x0 = own + more * (self.most / length.clamp(min=self.most))
         return Prediction(x0, (x_t - level.alpha * x0) / level.sigma)
 
 

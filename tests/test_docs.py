@@ -175,7 +175,7 @@ def unknown_names(text: str) -> list[str]:
     words = "\n".join(re.findall(r"`([^`\n]+)`", text))
     typed = "\n".join([words, *(block.text for block in blocks(text) if block.language != "python")])
     code = "\n".join([words, *(block.text for block in blocks(text))])
-    made = {"null", *re.findall(r"new-modality (\w+)", code)}
+    made = {"null", *re.findall(r"new-modality (\w+)", code), *re.findall(r"configs/\w+/(\w+)\.yaml", code)}
     for group, choice in re.findall(rf"(?<![\w.])({'|'.join(GROUPS)})=([a-z][\w/]*)\b(?![(.])", typed):
         if choice not in made and not (ROOT / "configs" / group / f"{choice}.yaml").is_file():
             found.append(f"{group}={choice}")

@@ -16,7 +16,7 @@ def build(data: Data, network: Callable[..., Network]) -> Modality:
 
     return Modality(
         name="NAME",
-        shape=data.shape,
+        shape=data.shape,  # of x0, which is the data's own with this codec
         codec=Standardized(),
         network=network(shape=data.shape, conditions=data.conditions),
         conditions=data.conditions,
