@@ -61,8 +61,9 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 def script(text: str) -> str:
-    """The commands of a console block, each on the line where it stands: where some lines begin with "$ " the others are output. ``python -m pytest`` is
-    the pytest of the shell."""
+    """The commands of a console block, each on the line where it stands: where some lines begin with "$ " the others are output.
+
+    ``python -m pytest`` is the shell's pytest."""
     text = text.replace("python -m pytest", "pytest")
     rows = text.splitlines()
     if not any(row.startswith("$ ") for row in rows):
