@@ -526,7 +526,7 @@ def test_a_folder_that_is_no_checkpoint_is_passed_over(broken: Path, place: Path
         ("guidance.checkpoint.shutil.rmtree", {"path": "held"}),
         ("guidance.checkpoint.write_atomically", {"path": "hacked", "content": "x"}),
         ("guidance.checkpoint.Path", {}),
-        ("guidance.commands.clear", {"out": "held", "own": ["*"]}),
+        ("guidance.commands.output.clear", {"out": "held", "own": ["*"]}),
         ("guidance.cli.run", {"arguments": ["train", "out=hacked"]}),
         ("guidance.__main__.main", {}),
         ("guidance.config.importlib.import_module", {"name": "antigravity"}),

@@ -17,7 +17,8 @@ from torch import Tensor
 import guidance
 from guidance import CFG, DDIM, Condition, Level, Mixture, Prediction, Term, UserError, sample
 from guidance.cli import run
-from guidance.commands import check_shape, varied
+from guidance.commands.evaluating import varied
+from guidance.commands.training import check_shape
 from guidance.experiment.classes import avoided
 from guidance.guide import CFG as Plain
 from guidance.judge import train_judge

@@ -34,7 +34,8 @@ import guidance
 from guidance import CFG, DDIM, UserError, checkpoint, on
 from guidance.card import called, card, documented, duration
 from guidance.cli import run
-from guidance.commands import as_written, measured
+from guidance.commands.drawing import measured
+from guidance.commands.training import as_written
 from guidance.experiment.findings import read_result
 from guidance.experiment.report import findings_of
 from guidance.hub import Named, named

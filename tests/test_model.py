@@ -43,7 +43,7 @@ from guidance import (
     on,
 )
 from guidance.cli import run
-from guidance.commands import sampling
+from guidance.commands.drawing import sampling
 from guidance.condition import Partial, reveal
 from guidance.config import leaves
 from guidance.guide import WeightedSum

@@ -154,7 +154,7 @@ def convert(path: Path, out: Path) -> None:
     The published vocoders were not trained without a spectrogram. What stands for its absence is the spectrogram of silence: so the
     guidance scale contrasts the clip with silence.
     """
-    from guidance.commands import RUN_FILES, clear
+    from guidance.commands.output import RUN_FILES, clear
     from guidance.model import assemble
 
     theirs, params, step = read(path)
@@ -184,7 +184,7 @@ def convert(path: Path, out: Path) -> None:
 
 def command(arguments: Sequence[str]) -> None:
     """polyguide import-diffwave"""
-    from guidance.commands import RUN_FILES, vacant
+    from guidance.commands.output import RUN_FILES, vacant
 
     settings = dict(argument.partition("=")[::2] for argument in arguments if "=" in argument)
     paths = [argument for argument in arguments if "=" not in argument]

@@ -1,0 +1,55 @@
+"""What the commands that draw samples share."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from guidance import hub
+from guidance.commands.settings import device_of, folder, settings_of, whole_number
+from guidance.config import build, leaves, resolve
+from guidance.errors import UserError, one_of
+from guidance.model import SAMPLER, Model, load
+
+
+def loaded(config: Mapping[str, Any]) -> Model:
+    """The model of a command that draws samples."""
+    settings = leaves(settings_of(config, "model"))
+    run = config["run"] if hub.named(config["run"]) else folder(config, "run")
+    return load(run, device=device_of(config), settings=settings, precision=str(config["precision"]))
+
+
+def measured(config: Mapping[str, Any]) -> Path:
+    """The folder for what is measured: in the run, or for a model of the hub, whose name is no folder here, in one named as the model."""
+    run, out = folder(config, "run"), folder(config, "out")
+    if (name := hub.named(config["run"])) and out.is_relative_to(run):
+        return Path(name.name) / out.relative_to(run)
+    return out
+
+
+def sampling(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """The settings that all commands which draw samples share, as `Model.sample` takes them; the run's own sampler by default."""
+    chosen = settings_of(config, "sampler")
+    if "_target_" not in chosen:
+        chosen = {**(model.config.get("sampler") or SAMPLER), **chosen}
+    chosen = dict(chosen)
+    known = [name for name in inspect.signature(resolve(chosen["_target_"])).parameters if name != "self"]
+    for name in chosen.keys() - {"steps", "_target_", *known}:
+        raise one_of("config key", f"sampler.{name}", [f"sampler.{name}" for name in ("steps", *known)])
+    if "steps" not in chosen:
+        raise UserError("sampler.steps is missing; give it, e.g. sampler.steps=50")
+    steps = whole_number({"sampler.steps": chosen.pop("steps")}, "sampler.steps")
+    return {
+        "sampler": build(chosen, "sampler"),
+        "steps": steps,
+        "grid": build(config["grid"], "grid"),
+        "schedule": build(config["schedule"], "schedule") if config.get("schedule") else None,
+        "seed": whole_number(config, "seed", 0),
+        "batch_size": None if config["batch_size"] is None else whole_number(config, "batch_size"),
+        "max_rows": None if config["max_rows"] is None else whole_number(config, "max_rows"),
+    }
+
+
+def nth(value: Any, k: int, n: int) -> Any:
+    """Of one value for all, or a list of n."""
+    return value[k] if isinstance(value, list) and len(value) == n else value

@@ -1,0 +1,85 @@
+"""polyguide evaluate."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+from guidance import checkpoint
+from guidance.bar import Bar
+from guidance.commands.drawing import loaded, measured, sampling
+from guidance.commands.output import EVALUATION_FILES, clear, vacant
+from guidance.commands.settings import check_number, flag, threads, whole_number
+from guidance.config import build, leaves
+from guidance.errors import UserError, one_of
+from guidance.guide import Guidance
+from guidance.previews import class_table
+
+
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """For JSON, which has no NaN."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+def varied(config: Any, vary: Any) -> Callable[[float], Guidance]:
+    """The guidance of a config, as a function of one of its settings, by dotted name."""
+    names = [name for name in leaves(config) if not name.endswith("_")]
+    if vary not in names:
+        raise one_of("setting of the guidance to vary", vary, names)
+
+    def at(scale: float) -> Guidance:
+        made = deepcopy(config)
+        node = made
+        *path, last = str(vary).split(".")
+        for part in path:
+            node = node[part]
+        node[last] = scale
+        guidance = build(made, "guidance")
+        if not isinstance(guidance, Guidance):
+            raise UserError(f"guidance={config} is no guidance; `polyguide list` shows what can be chosen")
+        return guidance
+
+    return at
+
+
+def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """polyguide evaluate"""
+    from guidance.evaluate import GIVEN, default_attribute, reference
+    from guidance.evaluate import evaluate as measure
+    from guidance.experiment.conduct import weights
+    from guidance.plots import quality_curves
+    from guidance.table import as_csv, as_text, flat
+
+    threads(config)
+    n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), measured(config)
+    if not isinstance(config["scales"], list) or not config["scales"]:
+        raise UserError(f"scales is a list of numbers, e.g. scales=[-1,0,1,3], got {config['scales']!r}")
+    scales = [check_number(scale, "scales") for scale in config["scales"]]
+    model = loaded(config)
+    settings = sampling(config, model)
+    name, given = default_attribute(model, config["attribute"]), config["given"]
+    if given not in GIVEN:
+        raise one_of("given", given, GIVEN)
+    guide = varied(config["guidance"], config["vary"])
+    guide(scales[0])
+    vacant(out, overwrite, EVALUATION_FILES)
+    settings["grid"](settings["schedule"] or model.denoisers["main"].schedule, settings["steps"])  # a grid that does not fit is refused
+    ref = reference(model, name)  # what is wrong with the data is said before anything is removed
+    bar = Bar(len(scales) * -(-n // (settings["batch_size"] or n)) * settings["steps"], "evaluate")
+    draw = partial(model.sample, **settings)
+    rows, _ = measure(model, scales, n, attribute=name, given=given, guide=guide, draw=draw, ref=ref, callbacks=[bar])
+    clear(out, EVALUATION_FILES)
+    drawn = class_table(model, scales, out / "table.png", attribute=name, given=given, guide=guide, **settings)
+    table = [{"scale": "real", "n": ref.n, **ref.real}, *rows]
+    checkpoint.write_atomically(out / "metrics.csv", as_csv(table).encode())
+    quality_curves(rows, ref.real, out / "curves.png")
+    judged = None if ref.judge is None else ref.judge.accuracy
+    of = {"weights": weights(model), "sampler": f"{settings['sampler']!r}, {settings['steps']} steps"}
+    facts = {"config": config, **of, "attribute": name, "judge_accuracy": judged, "rows": [finite(flat(row)) for row in table]}
+    checkpoint.write_atomically(out / "evaluation.json", json.dumps(facts, indent=1, default=str).encode())
+    print(as_text(table))
+    about = f"; the judge is right on {judged:.1%} of held-out data" if judged is not None else ""
+    print(f"\n{name or 'all'}: {n} samples a scale from the same noise, {settings['steps']} steps{about}")
+    print(f"metrics.csv, curves.png and {drawn.name} are in {out}")
