@@ -27,10 +27,9 @@ class Limited:
         return Term(self.scale, condition), Term(1 - self.scale, condition.drop())
 
     def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Tensor, level: Level) -> Prediction:
-        own, null = (p.x0 for p in (predictions[0], predictions[-1]))  # one and the same where scale is 1, which has one live term
-        more = (self.scale - 1) * (own - null)
+        more = (self.scale - 1) * (predictions[0].x0 - predictions[-1].x0)  # at scale 1 there is one live term, which is both
         length = more.flatten(1).norm(dim=1).view(-1, *(1,) * (more.ndim - 1))
-        x0 = own + more * (self.most / length.clamp(min=self.most))
+        x0 = predictions[0].x0 + more * (self.most / length.clamp(min=self.most))
         return Prediction(x0, (x_t - level.alpha * x0) / level.sigma)
 
 

@@ -14,7 +14,7 @@ from guidance import CFG, Compose, Interval, UserError, on
 from guidance.estimate import Estimate
 from guidance.experiment.asking import alone, given, items, named
 from guidance.experiment.cells import FORMAT, Cell, Cells, Measured, plain
-from guidance.noise import permutation
+from guidance.split import pick
 
 ASKED = {"side": [0, 1, 0]}
 
@@ -146,10 +146,9 @@ def test_given_train_asks_for_what_items_have_together(n: int):
     model = world(("side", "shade", "tone"))
     asked = given(model, n, "side", "train")
     assert list(asked) == ["side", "shade", "tone"] and all(len(of) == n for of in asked.values())
-    # The toy's 60 items are the 12 combinations in turn. Of 60 items 4 n are looked at, evenly, and n of these, evenly, then shuffled.
-    rows = [k * 60 // min(60, 4 * n) for k in range(min(60, 4 * n))]
-    chosen = [rows[k * len(rows) // n] for k in range(n)]
-    chosen = [chosen[k] for k in permutation(0, 0, n)]
+    # The toy's 60 items are the 12 combinations in turn. Of them 4 n are looked at, at random, and the first n of these asked for.
+    rows = pick(60, min(60, 4 * n))
+    chosen = [rows[k % len(rows)] for k in range(n)]
     assert asked == {"side": [k % 2 for k in chosen], "shade": [k // 2 % 3 for k in chosen], "tone": [k // 6 % 2 for k in chosen]}
 
 
