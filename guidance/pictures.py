@@ -27,6 +27,9 @@ def write(picture: Any, path: Path, **options: Any) -> Path:
     return path
 
 
+FRAME = (225, 225, 225)
+
+
 def sheet(pictures: UInt8[Tensor, "n c h w"], rows: Sequence[str], columns: Sequence[str]) -> Any:
     """len(rows) x len(columns) pictures with titles; small ones are enlarged, their pixels staying squares."""
     from PIL import Image, ImageDraw, ImageFont
@@ -45,6 +48,7 @@ def sheet(pictures: UInt8[Tensor, "n c h w"], rows: Sequence[str], columns: Sequ
     for k, picture in enumerate(pictures):
         row, column = divmod(k, len(columns))
         at = left + column * (cell[0] + gap), top + row * (cell[1] + gap)
+        pen.rectangle((at[0] - 1, at[1] - 1, at[0] + cell[0], at[1] + cell[1]), outline=FRAME)  # white pictures lie on white
         made.paste(to_pil(picture).convert("RGB").resize(cell, Image.Resampling.NEAREST), at)
     for k, title in enumerate(rows):
         pen.text((left - 5, top + k * (cell[1] + gap) + cell[1] / 2), title, "black", font, anchor="rm")
