@@ -18,7 +18,7 @@ import guidance
 from guidance import CFG, DDIM, Condition, Level, Mixture, Prediction, Term, UserError, sample
 from guidance.cli import run
 from guidance.commands.evaluating import varied
-from guidance.commands.training import check_shape
+from guidance.commands.training import check_shape, resumed
 from guidance.experiment.classes import avoided
 from guidance.guide import CFG as Plain
 from guidance.judge import train_judge
@@ -214,6 +214,16 @@ def test_a_codec_that_makes_another_shape_than_the_modality_says_is_refused_befo
     check_shape(modality, modality.data.train)
     with pytest.raises(UserError, match=r"codec of image gives x0 of shape \[1, 8, 8\], and the modality says \[1, 8, 9\]: shape= is x0's"):
         check_shape(replace(modality, shape=(1, 8, 9)), modality.data.train)
+
+
+def test_a_run_is_resumed_by_its_own_command_although_a_choice_has_a_new_setting():
+    stored = {"data": {"_target_": "a.B", "root": "x"}, "trainer": {"steps": 5}}
+    now = {"data": {"_target_": "a.B", "root": "x", "tokens": 77}, "trainer": {"steps": 5}}
+    assert resumed(now, stored, ["data=image_folder", "data.root=x"]) == stored
+    with pytest.raises(UserError, match=r"data\.tokens cannot change"):
+        resumed(now, stored, ["data=image_folder", "data.tokens=77"])
+    with pytest.raises(UserError, match=r"data\._target_ cannot change"):
+        resumed({**now, "data": {"_target_": "a.C"}}, stored, ["data=other"])
 
 
 # Pages and verdicts

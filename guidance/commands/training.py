@@ -36,6 +36,8 @@ def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Seq
         for name in given:
             if name in OF_THE_COMMAND or new[name] is None or old.get(name) == new[name]:
                 continue
+            if name not in old and name != key:  # a setting that came after the run, which no one asked for
+                continue
             if name not in CHANGEABLE:
                 raise UserError(f"{name} cannot change when a run is resumed (it is {old.get(name)!r}); start another with another out=")
             node = result
