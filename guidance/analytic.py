@@ -7,6 +7,7 @@ For a mixture of Gaussians p(x0) = sum_j w_j N(m_j, s_j^2 I), x_t is again a mix
 with r_j the posterior weight of component j. A condition keeps only the components of its class.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -69,10 +70,22 @@ class Mixture(nn.Module):
         self, x_t: Float[Tensor, "b *d"], logsnr: Float[Tensor, "b"], log_prior: Float[Tensor, "b k"] | None
     ) -> Float[Tensor, "b k"]:
         """The posterior weight of every component given x_t."""
+        return self._joint(x_t, logsnr, log_prior).softmax(-1)
+
+    def log_density(
+        self, x_t: Float[Tensor, "b *d"], logsnr: Float[Tensor, "b"], context: Float[Tensor, "b k"] | None
+    ) -> Float[Tensor, "b"]:
+        """log p_t(x_t | c), exactly (a `Density`)."""
+        log_prior = self.weights.log().expand(len(x_t), -1) if context is None else context
+        size = x_t[0].numel()
+        return self._joint(x_t, logsnr, log_prior).logsumexp(-1) - log_prior.logsumexp(-1) - size / 2 * math.log(2 * math.pi)
+
+    def _joint(self, x_t: Float[Tensor, "b *d"], logsnr: Float[Tensor, "b"], log_prior: Float[Tensor, "b k"] | None) -> Tensor:
+        """log p(component, x_t) [b k], without (2 pi)^(d/2)."""
         alpha, variance = self._marginal(logsnr)
         away = (x_t.double().unsqueeze(1) - self._wide(alpha) * self.means).flatten(2)
         log = -away.square().sum(-1) / (2 * variance) - variance.log() * away.shape[-1] / 2
-        return (log + (self.weights.log() if log_prior is None else log_prior)).softmax(-1)
+        return log + (self.weights.log() if log_prior is None else log_prior)
 
     def forward(
         self,

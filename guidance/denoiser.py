@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance.condition import Condition
+from guidance.errors import UserError
 from guidance.parameterization import Parameterization, Prediction
 from guidance.process import Level
 from guidance.schedule import Schedule
@@ -33,6 +34,15 @@ class Network(Protocol):
         self, x_t: Float[Tensor, "b *d"], logsnr: Float[Tensor, "b"], context: Context, x0_hat: Float[Tensor, "b *d"] | None = None
     ) -> Float[Tensor, "b *d"]:
         """``x0_hat``: an earlier guess of x0, given only by a Denoiser with ``self_condition``; None, or a row of zeros, is no guess."""
+        ...
+
+
+@runtime_checkable
+class Density(Protocol):
+    """A `Network` that knows the density whose score it gives."""
+
+    def log_density(self, x_t: Float[Tensor, "b *d"], logsnr: Float[Tensor, "b"], context: Context) -> Float[Tensor, "b"]:
+        """log p_t(x_t | c), in variance-preserving scale, up to a constant that depends on the noise level alone."""
         ...
 
 
@@ -63,13 +73,23 @@ class Denoiser:
         """What the network says, with the x_t and the level that it was shown."""
         norm = level.norm
         shown = Level(level.t, level.alpha / norm, level.sigma / norm)
-        x_t = x_t / norm
-        logsnr = level.logsnr.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)
-        # One level for all stays a number, so that a GPU need not be waited for.
-        rows = torch.full((len(x_t),), logsnr.item(), dtype=x_t.dtype, device=x_t.device) if logsnr.ndim == 0 else logsnr
+        x_t, rows = self.seen(x_t, level)
         if self.self_condition:
             return self.network(x_t, rows, context, x0_hat), x_t, shown
         return self.network(x_t, rows, context), x_t, shown
+
+    def seen(self, x_t: Float[Tensor, "b *d"], level: Level) -> tuple[Float[Tensor, "b *d"], Float[Tensor, "b"]]:
+        """x_t in variance-preserving scale, and each sample's log-SNR: what networks are shown."""
+        logsnr = level.logsnr.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)
+        # One level for all stays a number, so that a GPU need not be waited for.
+        rows = torch.full((len(x_t),), logsnr.item(), dtype=x_t.dtype, device=x_t.device) if logsnr.ndim == 0 else logsnr
+        return x_t / level.norm, rows
+
+    def log_density(self, x_t: Float[Tensor, "b *d"], level: Level, context: Context) -> Float[Tensor, "b"]:
+        """The network's own log p_t(x_t | c). UserError where it knows none."""
+        if not isinstance(self.network, Density):
+            raise UserError(f"{type(self.network).__name__} knows no density (log_density), only scores")
+        return self.network.log_density(*self.seen(x_t, level), context)
 
     def __call__(
         self, x_t: Float[Tensor, "b *d"], level: Level, context: Context, x0_hat: Float[Tensor, "b *d"] | None = None

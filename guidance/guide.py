@@ -7,19 +7,23 @@ several conditions it is composable diffusion (Liu et al., 2206.01714). Any real
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import reduce
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from guidance.condition import Condition
+from guidance.denoiser import Denoiser
 from guidance.errors import UserError
 from guidance.parameterization import Prediction
 from guidance.process import Level
+
+if TYPE_CHECKING:
+    from guidance.model import Model
 
 Weight = float | Float[Tensor, "b *ones"] | Callable[[float], float | Float[Tensor, "b"]]
 """A number, a number a sample (to be combined, of shape [b, 1, ..., 1]), or a function of logsnr that gives either."""
@@ -46,11 +50,16 @@ def evaluate(weight: Weight, logsnr: float) -> float | Float[Tensor, "b"]:
 
 @dataclass(frozen=True)
 class Term:
-    """One prediction to make and its weight in the sum; ``model`` names the denoiser that makes it."""
+    """One prediction to make and its weight in the sum.
+
+    ``model`` is the denoiser that makes it, or the name of one. ``always``, or a function of logsnr that says so: it is made where its
+    weight is 0, too, because the guidance needs to see it.
+    """
 
     weight: Weight
     condition: Condition
-    model: str = "main"
+    model: str | Denoiser = "main"
+    always: bool | Callable[[float], bool] = False
 
 
 @runtime_checkable
@@ -64,10 +73,59 @@ class Guidance(Protocol):
     def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
         """One prediction from those of the live terms, in the order of `terms`; their weights are now numbers, or [b, 1, ..., 1].
 
-        A term that no sample gives a weight at this noise level was not evaluated, and is not among them; in one that only some
-        samples do, the other samples' rows are zeros.
+        A term that no sample gives a weight at this noise level, and that is not `always` made, was not evaluated, and is not among them;
+        in one that only some samples do, the other samples' rows are zeros. Of two live terms that say the same of a sample the first has
+        the weight of both; the second's row is zeros, or a copy where it is `always` made.
         """
         ...
+
+
+@runtime_checkable
+class PerRun(Protocol):
+    """A `Guidance` that has to know what a run asks for, or that remembers what it saw at earlier steps."""
+
+    def begin(self, condition: Condition) -> Guidance:
+        """Itself for one run of these samples, with a memory of its own that is empty."""
+        ...
+
+
+@runtime_checkable
+class PerModel(Protocol):
+    """A `Guidance` that has to know the model: to read values of its attributes, or to refuse what does not fit it."""
+
+    def of(self, model: "Model", n: int) -> Guidance:
+        """Itself for n samples of a model. UserError where it does not fit."""
+        ...
+
+
+def nested(guidance: Guidance) -> Iterator[Guidance]:
+    """A guidance and all those that it is made of, which are fields of its dataclass; the innermost first."""
+    for value in _fields(guidance).values():
+        for part in value if isinstance(value, tuple) else (value,):
+            if is_guidance(part):
+                yield from nested(part)
+    yield guidance
+
+
+def rebuilt(guidance: Guidance, change: Callable[[Guidance], Guidance]) -> Guidance:
+    """A guidance with every part of it, and itself at last, replaced by what ``change`` makes of it."""
+
+    def new(value: Any) -> Any:
+        if isinstance(value, tuple) and any(map(is_guidance, value)):
+            return tuple(map(new, value))
+        return rebuilt(value, change) if is_guidance(value) else value
+
+    made = {name: new(value) for name, value in _fields(guidance).items()}
+    changed = {name: value for name, value in made.items() if value is not getattr(guidance, name)}
+    return change(replace(cast(Any, guidance), **changed) if changed else guidance)
+
+
+def is_guidance(value: Any) -> bool:
+    return isinstance(value, Guidance) and not isinstance(value, type)
+
+
+def _fields(guidance: Guidance) -> dict[str, Any]:
+    return {f.name: getattr(guidance, f.name) for f in fields(guidance)} if is_dataclass(guidance) else {}
 
 
 def weighted_sum(terms: Sequence[Term], predictions: Sequence[Prediction]) -> Prediction:
@@ -80,10 +138,15 @@ def weighted_sum(terms: Sequence[Term], predictions: Sequence[Prediction]) -> Pr
 
 
 class WeightedSum:
-    """The default way to combine."""
+    """The default way to combine: at each noise level the density  prod_k p_t(x_t | c_k)^(w_k), up to its integral."""
 
     def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
         return weighted_sum(terms, predictions)
+
+    def log_density(self, terms: Sequence[Term], log_p: Sequence[Float[Tensor, "b"]], level: Level) -> Float[Tensor, "b"]:
+        """sum_k w_k log p_t(x_t | c_k)."""
+        weights = [w.flatten() if isinstance(w := term.weight, Tensor) else w for term in terms]
+        return reduce(operator.add, [cast(Tensor, w) * p for w, p in zip(weights, log_p, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -163,6 +226,9 @@ class Compose(WeightedSum):
         from guidance.algebra import read
 
         return read(str(terms))
+
+    def of(self, model: "Model", n: int) -> "Compose":
+        return self.bind(lambda name, value: model.attribute(name, value, n))
 
     def bind(self, parse: Callable[[str, Any], "Bound"]) -> "Compose":
         """Every value replaced by what ``parse(attribute, value)`` makes of it."""

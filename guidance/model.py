@@ -15,7 +15,7 @@ from guidance.condition import Condition
 from guidance.config import build, leaves
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError, one_of
-from guidance.guide import CFG, Bound, Compose, Guidance, Term, Weight
+from guidance.guide import CFG, Bound, Compose, Guidance, PerModel, Term, Weight, rebuilt
 from guidance.modality import Modality
 from guidance.parameterization import Prediction
 from guidance.process import Level
@@ -229,10 +229,9 @@ class Model:
         for what, given_part, kind in (("guidance", guidance, Guidance), ("sampler", sampler, Sampler)):
             if isinstance(given_part, type) or not isinstance(given_part, kind):
                 raise UserError(f"{what} is an object such as {'CFG(2.0)' if kind is Guidance else 'DDIM()'}, got {given_part!r}")
-        if isinstance(guidance, Compose):
-            if condition and not isinstance(condition, Condition):
-                raise UserError(f"a composition names its own conditions: put {', '.join(condition)} into its terms instead")
-            guidance = guidance.bind(lambda name, value: self.attribute(name, value, n))
+        if isinstance(guidance, Compose) and condition and not isinstance(condition, Condition):
+            raise UserError(f"a composition names its own conditions: put {', '.join(condition)} into its terms instead")
+        guidance = rebuilt(guidance, lambda part: part.of(self, n) if isinstance(part, PerModel) else part)
         everyone = guidance.terms(given)
         asked = [(t.condition, positive(t.weight, n)) for t in everyone] if isinstance(guidance, Compose) else [(given, positive(1.0, n))]
         known = self._known(asked)

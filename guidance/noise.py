@@ -28,6 +28,7 @@ class Stream(IntEnum):
     SELF_CONDITION = 6
     NETWORK = 7  # what a network draws in training (its own dropout)
     REVEAL = 8  # the part of a condition that training shows
+    AGAIN = 9  # further noise of a sampling step
 
 
 def bits(seed: int, stream: int, step: int, first: int, n: int, words: int) -> np.ndarray:

@@ -4,7 +4,7 @@ Each parameterization is a linear combination ``target = a x0 + b eps``; togethe
 determines both. Converting one into another is ``Other().target(p.x0, p.eps, level)`` of a prediction ``p``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -20,12 +20,32 @@ if TYPE_CHECKING:
 class Prediction:
     """What is believed of x_t: its clean part and its noise, always both, with ``alpha x0 + sigma eps = x_t``.
 
-    ``parts`` are the terms that a guided prediction was combined from, with their own predictions.
+    Of a guided prediction:
+
+    ``parts`` are the terms that it was combined from, with their own predictions;
+    ``gradient`` is what was added to the score that follows from the terms, the gradient in x_t of something to be raised (a classifier's
+    log-probability, a reward); x0 and eps hold it once the prediction is `steered`;
+    ``renoise`` is the noise that a step goes on with where that is not eps (CFG++).
     """
 
     x0: Float[Tensor, "b *d"]
     eps: Float[Tensor, "b *d"]
     parts: "tuple[tuple[Term, Prediction], ...]" = field(default=(), repr=False)
+    gradient: Float[Tensor, "b *d"] | None = field(default=None, repr=False)
+    renoise: Float[Tensor, "b *d"] | None = field(default=None, repr=False)
+
+
+def read_x0(x0: Float[Tensor, "b *d"], x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
+    """The prediction of which the clean part is known: eps = (x_t - alpha x0) / sigma."""
+    return Prediction(x0, (x_t - level.alpha * x0) / level.sigma)
+
+
+def steered(prediction: Prediction, level: Level) -> Prediction:
+    """With its gradient g added to the score: x0 + sigma^2 / alpha g, eps - sigma g (Dhariwal & Nichol, 2105.05233, algorithm 2)."""
+    g = prediction.gradient
+    if g is None:
+        return prediction
+    return replace(prediction, x0=prediction.x0 + level.sigma**2 / level.alpha * g, eps=prediction.eps - level.sigma * g)
 
 
 @runtime_checkable
@@ -67,7 +87,7 @@ class X0:
         return x0
 
     def read(self, output: Float[Tensor, "b *d"], x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
-        return Prediction(output, (x_t - level.alpha * output) / level.sigma)
+        return read_x0(output, x_t, level)
 
     def eps_error(self, level: Level) -> Float[Tensor, "*b_and_ones"]:
         return level.alpha / level.sigma

@@ -1,8 +1,7 @@
 """The sampling loop: noise -> step -> step -> ... -> clean."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -13,16 +12,16 @@ from torch import Tensor, nn
 from guidance.condition import Condition
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError
-from guidance.guide import CFG, Guidance
-from guidance.guided import GuidedDenoiser
+from guidance.guide import CFG, Guidance, nested
+from guidance.guided import GuidedDenoiser, evaluating
 from guidance.noise import Stream, normal
-from guidance.parameterization import Prediction
+from guidance.parameterization import Prediction, read_x0, steered
 from guidance.process import CLEAN, Level, level
 from guidance.sampler.grid import Grid, Uniform
 from guidance.schedule import Schedule, inverse
 
-Draw = Callable[[], Float[Tensor, "b *d"]]
-"""This step's standard normal noise, the same whatever the batch."""
+Draw = Callable[..., Float[Tensor, "b *d"]]
+"""A step's standard normal noise, the same whatever the batch: ``draw()``, and for steps that take more ``draw(1)``, ``draw(2)`` ..."""
 
 Past = tuple[Prediction, Level]
 """What the previous step predicted, and where."""
@@ -38,8 +37,9 @@ class Predict:
     def __call__(self, x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
         prediction = self.guided(x_t, level, self.x0_hat)
         if self.project is not None:
-            x0 = self.project(prediction.x0)
-            prediction = Prediction(x0, (x_t - level.alpha * x0) / level.sigma, prediction.parts)
+            known = read_x0(self.project(prediction.x0), x_t, level)
+            prediction = replace(prediction, x0=known.x0, eps=known.eps)
+        prediction = steered(prediction, level)  # after the projection, as Dhariwal & Nichol do: the gradient is of where x_t is
         self.x0_hat = prediction.x0
         return prediction
 
@@ -59,6 +59,15 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class Choosy(Protocol):
+    """A `Sampler`, or a part of a `Guidance`, that does not go together with everything."""
+
+    def check(self, guided: GuidedDenoiser, sampler: Sampler) -> None:
+        """UserError, which says why, where it cannot be used with the whole guidance, or with the sampler, of a run."""
+        ...
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a callback is shown after each step."""
@@ -74,20 +83,6 @@ class Progress:
 
 Callback = Callable[[Progress], bool | None]
 """Returning True ends sampling early, with the latest predicted x0."""
-
-
-@contextmanager
-def evaluating(modules: Sequence[object]) -> Iterator[None]:
-    """All of them in eval mode, and afterwards as they were."""
-    roots = [module for module in modules if isinstance(module, nn.Module)]
-    before = [(part, part.training) for root in roots for part in root.modules()]
-    for root in roots:
-        root.eval()
-    try:
-        yield
-    finally:
-        for part, training in before:
-            part.training = training
 
 
 @torch.no_grad()
@@ -140,18 +135,21 @@ def sample(
         parameters = main.network.parameters() if isinstance(main.network, nn.Module) else iter(())
         device = next((p.device for p in parameters), torch.device("cpu"))
     shape = tuple(shape)
-    with evaluating([d.network for d in denoisers.values()]):
-        guided = GuidedDenoiser(denoisers, guidance or CFG(), condition or Condition(), shape[0], max_rows, device)
-        predict = Predict(guided, schedule, project)
-        times = (grid or Uniform())(schedule, steps)
-        levels = [level(schedule, t, t) for t in times] + [CLEAN]
-        start = levels[0]
-        x = normal(seed, Stream.START, 0, first, shape).to(device) * start.norm
-        past: Past | None = None
+    guided = GuidedDenoiser(denoisers, guidance or CFG(), condition or Condition(), shape[0], max_rows, device)
+    for part in (*nested(guided.guidance), *layers(sampler)):
+        if isinstance(part, Choosy):
+            part.check(guided, sampler)
+    predict = Predict(guided, schedule, project)
+    times = (grid or Uniform())(schedule, steps)
+    levels = [level(schedule, t, t) for t in times] + [CLEAN]
+    x = normal(seed, Stream.START, 0, first, shape).to(device) * levels[0].norm
+    past: Past | None = None
+    with evaluating([d.network for d in guided.denoisers.values()]):
         for k, (now, then) in enumerate(pairwise(levels), start=1):
 
-            def draw(k: int = k) -> Tensor:
-                return normal(seed, Stream.STEP, k, first, shape).to(device)
+            def draw(again: int = 0, k: int = k) -> Tensor:
+                stream, step = (Stream.AGAIN, (again << 32) + k) if again else (Stream.STEP, k)
+                return normal(seed, stream, step, first, shape).to(device)
 
             x, prediction = sampler.step(predict, x, now, then, draw, past)
             past = prediction, now
@@ -160,3 +158,10 @@ def sample(
             if any(answers):
                 return prediction.x0
     return x
+
+
+def layers(sampler: Sampler) -> Iterator[Sampler]:
+    """A sampler and the one that it adds to, which is a field of it called ``sampler``, and so on."""
+    yield sampler
+    if isinstance(inner := getattr(sampler, "sampler", None), Sampler):
+        yield from layers(inner)

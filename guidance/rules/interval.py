@@ -1,7 +1,7 @@
-"""What changes guidance over the noise levels."""
+"""The limited interval."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
@@ -32,11 +32,18 @@ class Interval:
             raise UserError(f"an interval of logsnr needs low <= high, got {self.low} and {self.high}")
 
     def terms(self, condition: Condition) -> Sequence[Term]:
+        def here(logsnr: float, within: bool) -> bool:
+            return (self.low <= logsnr <= self.high) == within
+
         def during(weight: Weight, within: bool) -> Weight:
-            return lambda logsnr: evaluate(weight, logsnr) if (self.low <= logsnr <= self.high) == within else 0.0
+            return lambda logsnr: evaluate(weight, logsnr) if here(logsnr, within) else 0.0
+
+        def made(term: Term, within: bool) -> bool | Callable[[float], bool]:
+            always = term.always
+            return (lambda logsnr: here(logsnr, within) and (not callable(always) or always(logsnr))) if always else False
 
         return [
-            replace(term, weight=during(term.weight, within))
+            replace(term, weight=during(term.weight, within), always=made(term, within))
             for guidance, within in ((self.inside, True), (self.outside, False))
             for term in guidance.terms(condition)
         ]
