@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from guidance.model import Model, load
     from guidance.parameterization import X0, Eps, Parameterization, Prediction, V, Velocity
     from guidance.process import CLEAN, Level, corrupt, level
+    from guidance.reference import Autoguidance, Checkpoint
     from guidance.rules import Interval
     from guidance.sampler import DDIM, DDPM, DPMSolver, Heun, LogSNR, Progress, Rho, Sampler, Uniform, sample
     from guidance.schedule import Cosine, Discrete, Karras, LinearBeta, Rectified, Schedule, Sqrt
@@ -33,6 +34,7 @@ _HOMES = {
     "model": "Model load",
     "parameterization": "V X0 Eps Parameterization Prediction Velocity",
     "process": "CLEAN Level corrupt level",
+    "reference": "Autoguidance Checkpoint",
     "rules": "Interval",
     "sampler": "DDIM DDPM DPMSolver Heun LogSNR Progress Rho Sampler Uniform sample",
     "schedule": "Cosine Discrete Karras LinearBeta Rectified Schedule Sqrt",
@@ -44,7 +46,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 # Spelt out, for those who check types: the same names as above.
 # fmt: off
 __all__ = [  # noqa: RUF022
-    "CFG", "CLEAN", "Codec", "Compose", "Condition", "ConditionEmbedding", "Cosine", "DDIM", "DDPM", "DPMSolver", "Data", "Denoiser",
+    "Autoguidance", "CFG", "CLEAN", "Checkpoint",
+    "Codec", "Compose", "Condition", "ConditionEmbedding", "Cosine", "DDIM", "DDPM", "DPMSolver", "Data", "Denoiser",
     "Discrete", "Dropout", "Eps", "Guidance", "GuidedDenoiser", "Heun", "Interval", "Karras", "Label", "Level", "LinearBeta", "LogSNR",
     "LogitNormal", "Loss", "MinSNR", "Mixture", "Modality", "Model", "Native", "Network", "NoiseEmbedding", "NullEmbedding",
     "Objective", "Parameterization", "Prediction", "Progress", "Rectified", "Rho", "SNR", "Sampler", "Schedule", "Sigmoid", "Sqrt",
