@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": "draw guided samples: polyguide sample run=runs/digits n=16 condition.digit=3 guidance.scale=4 out=samples",
     "evaluate": "measure a model over a range of scales: polyguide evaluate run=runs/digits",
     "experiment": "measure a question over many cells: polyguide experiment run=runs/digits experiment=inverse",
+    "compare": "put evaluations side by side: polyguide compare runs/digits/cfg runs/digits/interval",
     "report": "put experiments of several runs on one page: polyguide report RUN... out=report",
     "new-modality": "start a plug-in, a package that trains at once: polyguide new-modality NAME",
     "list": "what can be chosen: modalities, data sets, networks, samplers, guidance, and where each is",
@@ -80,6 +81,11 @@ def run(arguments: list[str]) -> int:
             from guidance.experiment.report import command as report
 
             report(rest)
+            return 0
+        if command == "compare":
+            from guidance.compare import command as compare
+
+            compare(rest)
             return 0
         if command == "new-modality":
             from guidance.scaffold import command as new_modality
