@@ -111,8 +111,9 @@ def rebuilt(guidance: Guidance, change: Callable[[Guidance], Guidance]) -> Guida
     """A guidance with every part of it, and itself at last, replaced by what ``change`` makes of it."""
 
     def new(value: Any) -> Any:
-        if isinstance(value, tuple) and any(map(is_guidance, value)):
-            return tuple(map(new, value))
+        if isinstance(value, tuple):
+            made = tuple(map(new, value))
+            return made if any(a is not b for a, b in zip(made, value, strict=True)) else value
         return rebuilt(value, change) if is_guidance(value) else value
 
     made = {name: new(value) for name, value in _fields(guidance).items()}

@@ -216,7 +216,7 @@ class GuidedDenoiser:
             if not len(part):
                 continue
             context = embedded.context
-            if len(part) < embedded.rows:
+            if len(part) != embedded.rows or bool((part != torch.arange(len(part))).any()):
                 context = _rows(context, part.to(self.device))
             everyone = len(who) == self.n and bool((who == torch.arange(self.n)).all())
             known = None if bool(shown.all()) else shown.to(self.device)
