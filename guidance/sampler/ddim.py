@@ -16,7 +16,8 @@ from guidance.sampler.loop import Draw, Past, Predict
 class DDIM:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z, with c = eta (sigma_s / sigma_t) sigma_ts.
 
-    eta = 0 is deterministic: the exponential Euler step of the probability-flow ODE. eta = 1 is `DDPM` with v = 0.
+    eta = 0 is deterministic: the exponential Euler step of the probability-flow ODE. eta = 1 is `DDPM` with v = 0. A prediction that
+    says so goes on with another noise than eps (`Prediction.renoise`, CFG++).
     """
 
     eta: float = 0.0
@@ -29,8 +30,9 @@ class DDIM:
         self, predict: Predict, x_t: Float[Tensor, "b *d"], now: Level, then: Level, draw: Draw, past: Past | None
     ) -> tuple[Float[Tensor, "b *d"], Prediction]:
         prediction = predict(x_t, now)
+        noise = prediction.eps if prediction.renoise is None else prediction.renoise
         if self.eta == 0 or then.sigma == 0:
-            return then.alpha * prediction.x0 + then.sigma * prediction.eps, prediction
+            return then.alpha * prediction.x0 + then.sigma * noise, prediction
         c = self.eta * then.sigma / now.sigma * transition_variance(now, then).sqrt()
         kept = (then.sigma**2 - c**2).clamp(min=0).sqrt()
-        return then.alpha * prediction.x0 + kept * prediction.eps + c * draw(), prediction
+        return then.alpha * prediction.x0 + kept * noise + c * draw(), prediction
