@@ -24,7 +24,7 @@ def launch(command: str, arguments: list[str]) -> None:
 
     keep_freed()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through to us, to be told in one line
-    task: Callable[[dict[str, Any], list[str]], None] = getattr(commands, command)
+    task: Callable[[dict[str, Any], list[str]], None] = getattr(commands, command.replace("-", "_"))
 
     failed: list[Exception] = []
 

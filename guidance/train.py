@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -89,6 +89,16 @@ class Objective(nn.Module):
         return loss
 
 
+@runtime_checkable
+class Trainable(Protocol):
+    """An nn.Module that says the loss of each item of a batch, as `Objective` does."""
+
+    trained: nn.ModuleDict
+    """Its parts, by name, that are trained and stored."""
+
+    def __call__(self, raw: Any, condition: Condition, at: Place) -> Float[Tensor, "b"]: ...
+
+
 def batches(split: Split, seed: int, start: int, steps: int, size: int, rank: int, world: int, accumulate: int) -> Iterator[list[int]]:
     """This process's item indices, micro-batch after micro-batch, from step ``start`` on.
 
@@ -145,7 +155,7 @@ class Interrupted(Exception):
 
 
 def train(
-    objective: Objective,
+    objective: Trainable,
     split: Split,
     trainer: Trainer,
     run: Path,

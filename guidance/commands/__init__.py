@@ -1,8 +1,10 @@
 """What each command does with its config: `commands.NAME(config, overrides)`."""
 
+from guidance.commands.classifying import train_classifier
 from guidance.commands.evaluating import evaluate
+from guidance.commands.exactness import exactness
 from guidance.commands.experimenting import experiment
 from guidance.commands.sampling import sample
 from guidance.commands.training import train
 
-__all__ = ["evaluate", "experiment", "sample", "train"]
+__all__ = ["evaluate", "exactness", "experiment", "sample", "train", "train_classifier"]

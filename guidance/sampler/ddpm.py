@@ -28,10 +28,13 @@ def posterior_mean(x_t: Tensor, x0: Tensor, now: Level, then: Level) -> Tensor:
 
 @dataclass(frozen=True)
 class DDPM:
-    """x_s ~ N(posterior mean, lower^(1 - v) upper^v), the last step without noise.
+    """x_s ~ N(posterior mean, variance = lower^(1 - v) upper^v), the last step without noise.
 
     lower = (sigma_s/sigma_t)^2 sigma_ts^2 is the variance of q(x_s | x_t, x0), upper = sigma_ts^2 that of the forward step; v
     interpolates their logarithms (Ho & Salimans, 2207.12598, eq. 4; they use 0.3 and 0.2).
+
+    A gradient g shifts the mean by variance * g, where the mean is that of the prediction without it (Dhariwal & Nichol, 2105.05233,
+    algorithm 1); the last step is not shifted.
     """
 
     v: float = 0.0
@@ -44,8 +47,11 @@ class DDPM:
         self, predict: Predict, x_t: Float[Tensor, "b *d"], now: Level, then: Level, draw: Draw, past: Past | None
     ) -> tuple[Float[Tensor, "b *d"], Prediction]:
         prediction = predict(x_t, now)
-        mean = posterior_mean(x_t, prediction.x0, now, then)
+        g, x0 = prediction.gradient, prediction.x0
+        mean = posterior_mean(x_t, x0 if g is None else x0 - now.sigma**2 / now.alpha * g, now, then)
         if then.sigma == 0:
             return mean, prediction
         deviation = transition_variance(now, then).sqrt() * (then.sigma / now.sigma) ** (1 - self.v)
+        if g is not None:
+            mean = mean + deviation**2 * g
         return mean + deviation * draw(), prediction

@@ -188,6 +188,23 @@ class DiffWave(nn.Module):
     ) -> Float[Tensor, "b *d"]:
         raw = x_t.ndim == 2
         shown = rearrange(x_t, "b (l p) -> b p l", p=self.patch) if raw else x_t
+        output = self.output(self.skip(self._skips(shown, logsnr, context)).relu())
+        if self.mask:
+            shrunk, added = output.chunk(2, 1)
+            output = torch.addcmul(added, shrunk, shown)
+        return rearrange(output, "b p l -> b (l p)") if raw else output
+
+    def features(
+        self, x_t: Float[Tensor, "b *d"], logsnr: Float[Tensor, "b"], context: tuple[Tensor | None, ...], x0_hat: Tensor | None = None
+    ) -> Float[Tensor, "b channels"]:
+        """The sum of the layers' skips, the mean over positions."""
+        shown = rearrange(x_t, "b (l p) -> b p l", p=self.patch) if x_t.ndim == 2 else x_t
+        return self._skips(shown, logsnr, context).mean(2)
+
+    def _skips(
+        self, shown: Float[Tensor, "b p l"], logsnr: Float[Tensor, "b"], context: tuple[Tensor | None, ...]
+    ) -> Float[Tensor, "b channels l"]:
+        """The sum of all layers' skips, by the root of their number."""
         x = self.input(torch.cat([shown, shown.abs() - MEAN_SIZE], 1) if self.mask else shown).relu()
         (condition,) = context
         noise = self.noise_projection(self.noise(logsnr)).to(x.dtype).unflatten(1, (len(self.layers), self.channels, 1))
@@ -195,8 +212,4 @@ class DiffWave(nn.Module):
         for k, layer in enumerate(self.layers):
             x, skip = layer(x, noise[:, k], None if condition is None else condition[:, k])
             total += skip
-        output = self.output(self.skip((total * math.sqrt(1 / len(self.layers))).to(x.dtype)).relu())
-        if self.mask:
-            shrunk, added = output.chunk(2, 1)
-            output = torch.addcmul(added, shrunk, shown)
-        return rearrange(output, "b p l -> b (l p)") if raw else output
+        return (total * math.sqrt(1 / len(self.layers))).to(x.dtype)

@@ -153,6 +153,32 @@ class UNet(nn.Module):
         context: Float[Tensor, "b e"] | None,
         x0_hat: Float[Tensor, "b c h w"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
+        x, skips, embedding = self._downward(x_t, logsnr, context, x0_hat)
+        for layer in self.up:
+            if isinstance(layer, Stage):
+                x = layer(torch.cat([x, skips.pop()], dim=1), embedding)
+            else:
+                x = layer(functional.interpolate(x, size=skips[-1].shape[-2:], mode="nearest"))
+        return functional.pixel_shuffle(self.last(x), self.patch)
+
+    def features(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        logsnr: Float[Tensor, "b"],
+        context: Float[Tensor, "b e"] | None,
+        x0_hat: Float[Tensor, "b c h w"] | None = None,
+    ) -> Float[Tensor, "b width"]:
+        """What the way down and the middle make of an image, the mean over positions."""
+        return self._downward(x_t, logsnr, context, x0_hat)[0].mean((2, 3))
+
+    def _downward(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        logsnr: Float[Tensor, "b"],
+        context: Float[Tensor, "b e"] | None,
+        x0_hat: Float[Tensor, "b c h w"] | None,
+    ) -> tuple[Tensor, list[Tensor], Float[Tensor, "b e"]]:
+        """The way down and the middle: where it ends, what the way up is shown beside that, and the embedding."""
         embedding = self.noise(logsnr)
         embedding = functional.silu(embedding if context is None else embedding + context)
         if self.self_condition:
@@ -162,10 +188,4 @@ class UNet(nn.Module):
         for layer in self.down:
             x = layer(x, embedding) if isinstance(layer, Stage) else layer(x)
             skips.append(x)
-        x = self.middle(x, embedding)
-        for layer in self.up:
-            if isinstance(layer, Stage):
-                x = layer(torch.cat([x, skips.pop()], dim=1), embedding)
-            else:
-                x = layer(functional.interpolate(x, size=skips[-1].shape[-2:], mode="nearest"))
-        return functional.pixel_shuffle(self.last(x), self.patch)
+        return self.middle(x, embedding), skips, embedding

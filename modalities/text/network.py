@@ -92,6 +92,30 @@ class TextDenoiser(nn.Module):
         context: Context,
         x0_hat: Float[Tensor, "b length width"] | None = None,
     ) -> Float[Tensor, "b length width"]:
+        output: Tensor = self.output(self._states(x_t, logsnr, context, x0_hat))
+        if self.likelihood:
+            alpha2 = logsnr.sigmoid()
+            output = output + (alpha2.sqrt() / (1 - alpha2)).clamp(max=SHARPEST)[:, None, None] * x_t
+        return output
+
+    def features(
+        self,
+        x_t: Float[Tensor, "b length width"],
+        logsnr: Float[Tensor, "b"],
+        context: Context,
+        x0_hat: Float[Tensor, "b length width"] | None = None,
+    ) -> Float[Tensor, "b out"]:
+        """The encoder's states, the mean over places."""
+        return self._states(x_t, logsnr, context, x0_hat).mean(1)
+
+    def _states(
+        self,
+        x_t: Float[Tensor, "b length width"],
+        logsnr: Float[Tensor, "b"],
+        context: Context,
+        x0_hat: Float[Tensor, "b length width"] | None,
+    ) -> Float[Tensor, "b length out"]:
+        """What the encoder makes of every place."""
         x = x_t
         if self.self_condition:
             x = torch.cat([x_t, torch.zeros_like(x_t) if x0_hat is None else x0_hat], -1)
@@ -100,12 +124,7 @@ class TextDenoiser(nn.Module):
         attributes = context.get("attributes")
         if attributes is not None and not self.cross:
             h = torch.cat([attributes + noise, h], 1)
-        h = encode(self.encoder, h, attributes if self.cross else None)[:, -self.length :]
-        output: Tensor = self.output(h)
-        if self.likelihood:
-            alpha2 = logsnr.sigmoid()
-            output = output + (alpha2.sqrt() / (1 - alpha2)).clamp(max=SHARPEST)[:, None, None] * x_t
-        return output
+        return encode(self.encoder, h, attributes if self.cross else None)[:, -self.length :]
 
 
 def encode(encoder: Any, h: Float[Tensor, "b places width"], states: Tensor | None = None) -> Float[Tensor, "b places out"]:
