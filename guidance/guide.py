@@ -23,6 +23,7 @@ from guidance.parameterization import Prediction
 from guidance.process import Level
 
 if TYPE_CHECKING:
+    from guidance.logic import Complement, Either
     from guidance.model import Model
 
 Weight = float | Float[Tensor, "b *ones"] | Callable[[float], float | Float[Tensor, "b"]]
@@ -95,6 +96,15 @@ class PerModel(Protocol):
 
     def of(self, model: "Model", n: int) -> Guidance:
         """Itself for n samples of a model. UserError where it does not fit."""
+        ...
+
+
+@runtime_checkable
+class PerSample(Protocol):
+    """A `Guidance` that holds more of each sample than the weights of its terms."""
+
+    def rows(self, rows: slice, n: int) -> Guidance:
+        """Itself for some of a run's n samples, which are drawn at a time."""
         ...
 
 
@@ -192,7 +202,7 @@ class Compose(WeightedSum):
     """sum_k w_k * (condition k), and what is missing to 1 for the null condition.
 
     Each condition names only some attributes; the others are absent in it. Written with `on`:
-    ``2.0 * on(digit=3) - 1.0 * on(digit=8)``.
+    ``2.0 * on(digit=3) - 1.0 * on(digit=8)``. ``a & b`` is a + b; ``a | b`` and ``~a`` are of another kind (`guidance.logic`).
     """
 
     items: tuple[tuple[Weight, Mapping[str, Any]], ...] = ()
@@ -221,8 +231,21 @@ class Compose(WeightedSum):
     def __sub__(self, other: "Compose") -> "Compose":
         return self + (-other) if isinstance(other, Compose) else NotImplemented
 
+    def __and__(self, other: "Compose") -> "Compose":
+        return self + other if isinstance(other, Compose) else NotImplemented
+
+    def __or__(self, other: "Compose | Either") -> "Either":
+        from guidance.logic import either
+
+        return either(self) | other if isinstance(other, Compose) else NotImplemented
+
+    def __invert__(self) -> "Complement":
+        from guidance.logic import complement
+
+        return complement(self)
+
     @classmethod
-    def read(cls, terms: str | float) -> "Compose":
+    def read(cls, terms: str | float) -> "Compose | Either | Complement":
         """From text: ``Compose.read("2*on(digit=3) - on(digit=8)")``. Only this algebra is read; nothing is executed."""
         from guidance.algebra import read
 

@@ -18,7 +18,9 @@ from torch import Tensor
 from guidance.checkpoint import read_tensors, write_atomically
 from guidance.errors import UserError
 from guidance.estimate import Estimate
+from guidance.evidence import Tracked
 from guidance.guide import CFG, Compose, Guidance
+from guidance.logic import Complement, Either
 
 FORMAT = 1
 """Of what is stored. Raised whenever the same name would mean something else."""
@@ -32,7 +34,7 @@ class Cell:
 
     Args:
         at: its place in the experiment ({"scale": 2.0}); no two cells have the same.
-        guidance: `CFG`, which steers by the classes that are asked for, or a `Compose`, which names its own.
+        guidance: `CFG`, which steers by the classes that are asked for, or a `Compose` or `Either`, which names its own.
         asked: attribute -> the class (its number) that each of the n samples is asked for.
         steps: of the sampler, where they are not those of the other cells.
         variant: the model that draws them, where it is not the run's own.
@@ -46,7 +48,7 @@ class Cell:
 
     @property
     def composed(self) -> bool:
-        return isinstance(self.guidance, Compose)
+        return isinstance(self.guidance, Compose | Either)
 
     @property
     def name(self) -> str:
@@ -63,6 +65,8 @@ class Cell:
 
 def plain(guidance: Guidance) -> bool:
     """Whether its settings can be told by their text, as a cell's name needs."""
+    if isinstance(guidance, Either | Complement):
+        return isinstance(guidance.evidence, Tracked) and not callable(getattr(guidance, "scale", None))
     return isinstance(guidance, Compose) or (isinstance(guidance, CFG) and isinstance(guidance.scale, int | float))
 
 
