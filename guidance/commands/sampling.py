@@ -16,6 +16,7 @@ from guidance.config import build
 from guidance.errors import UserError, one_of
 from guidance.guide import Guidance
 from guidance.sampler import Callback
+from guidance.sampler.feynman_kac import Particles
 
 SHOWN = 64  # samples printed, where they are words
 
@@ -43,7 +44,8 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     condition = {name: value for name, value in config["condition"].items() if value is not None}
     vacant(out, overwrite, SAMPLE_FILES)
     bar = Bar(-(-n // (settings["batch_size"] or n)) * settings["steps"], "sample")
-    callbacks: list[Callback] = [counter, bar]
+    particles = Particles()
+    callbacks: list[Callback] = [counter, bar, particles]
     if animate:
         callbacks.append(lambda p: frames.append(p.prediction.x0[:64].clone()))
     done, shown, files, seen = 0, [], [], Seen(model, config["judge"])
@@ -65,6 +67,8 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
             render.animate([codec.decode(frame) for frame in frames[: settings["steps"]]], out / "denoising.gif")
     evaluations = counter.rows / (n * settings["steps"])
     facts = {"config": config, "network_evaluations_per_sample_and_step": evaluations, "network_calls": counter.calls}
+    if particles.effective is not None:
+        facts |= {"lowest_effective_share": particles.effective, "starting_noises": particles.origins}
     checkpoint.write_atomically(out / "samples.json", json.dumps(facts, indent=1, default=str).encode())
     given = [{name: nth(value, k, n) for name, value in condition.items()} for k in range(n)]
     named = [{"file": file.name} for file in files] or [{} for _ in range(n)]
@@ -83,3 +87,6 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     if n > SHOWN and seen.texts:
         print(f"... and {n - SHOWN} more")
     print(f"{n} samples in {out}; {evaluations:.3g} network evaluations a sample and step, in {counter.calls} calls")
+    if particles.effective is not None:
+        share = f"at least {particles.effective:.2g} of the samples that ask for the same"
+        print(f"effective sample size {share}; {particles.origins} of {n} starting noises are left in them")

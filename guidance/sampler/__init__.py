@@ -3,8 +3,10 @@
 from guidance.sampler.ddim import DDIM
 from guidance.sampler.ddpm import DDPM
 from guidance.sampler.dpm import DPMSolver
+from guidance.sampler.feynman_kac import FeynmanKac
 from guidance.sampler.grid import Grid, LogSNR, Rho, Uniform
 from guidance.sampler.heun import Heun
+from guidance.sampler.langevin import Langevin
 from guidance.sampler.loop import Callback, Past, Predict, Progress, Sampler, sample
 
 __all__ = [
@@ -12,8 +14,10 @@ __all__ = [
     "DDPM",
     "Callback",
     "DPMSolver",
+    "FeynmanKac",
     "Grid",
     "Heun",
+    "Langevin",
     "LogSNR",
     "Past",
     "Predict",

@@ -23,6 +23,18 @@ from guidance.schedule import Schedule, inverse
 Draw = Callable[..., Float[Tensor, "b *d"]]
 """A step's standard normal noise, the same whatever the batch: ``draw()``, and for steps that take more ``draw(1)``, ``draw(2)`` ..."""
 
+
+def further(draw: Draw, used: int) -> Draw:
+    """The noises that a sampler which takes draw(1) ... draw(used) for itself leaves to the one inside it."""
+    return lambda again=0: draw(again + used if again else 0)
+
+
+def uniform(noise: Float[Tensor, "b *d"]) -> Float[Tensor, "b"]:
+    """A uniform number in (0, 1) a sample, float64, from a step's standard normal noise."""
+    share: Tensor = torch.special.ndtr(noise.flatten(1)[:, 0].double())
+    return share
+
+
 Past = tuple[Prediction, Level]
 """What the previous step predicted, and where."""
 
