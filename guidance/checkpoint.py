@@ -4,9 +4,10 @@
     run/NAME                               files that the config names "run:NAME" (a vocabulary)
     run/metrics.jsonl                      a line a log entry
     run/command.txt                        the commands that trained it, a line each
+    run/moments.safetensors                the training data as Gaussians, where it has classes: see `proper`
     run/checkpoints/step-00001000/         model.safetensors, average.safetensors, optimizer.safetensors, state.json
 
-A saved model, which is shared, has config.yaml, those files, and model.safetensors in place of the checkpoints.
+A saved model, which is shared, has config.yaml, those files, the moments, and model.safetensors in place of the checkpoints.
 
 Nothing in either is executed when it is read: tensors are safetensors, the rest is YAML and JSON.
 """
@@ -27,6 +28,7 @@ from guidance.errors import UserError
 
 CONFIG, METRICS, CHECKPOINTS, COMMANDS = "config.yaml", "metrics.jsonl", "checkpoints", "command.txt"
 WEIGHTS = "model.safetensors"  # of a saved model
+MOMENTS = "moments.safetensors"
 FORMAT = 1  # of a run folder; raised whenever an older program would read it wrongly
 OWN = "run:"  # before the name of a file that lies in the run folder
 

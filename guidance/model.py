@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from guidance import checkpoint
+from guidance import checkpoint, proper
 from guidance.condition import Condition
 from guidance.config import build, leaves
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError, one_of
-from guidance.guide import CFG, Bound, Compose, Guidance, PerModel, Term, Weight, rebuilt
+from guidance.gradient import Steered
+from guidance.guide import CFG, Bound, Compose, Guidance, PerModel, PerSample, Term, Weight, nested, rebuilt
+from guidance.logic import Either
 from guidance.modality import Modality
 from guidance.parameterization import Prediction
 from guidance.process import Level
@@ -79,6 +81,8 @@ def load(
         raise one_of("precision", precision, list(PRECISIONS))
     source, run = str(run), hub.located(run, revision)
     config = checkpoint.read_config(run)
+    if "classifier" in config:
+        raise UserError(f"run={source} is a classifier of noisy data, which guides and draws nothing; give the run that it was trained on")
     for name, value in (settings or {}).items():
         replace_setting(config, name, value)
     modality, denoiser = assemble(checkpoint.located(config, run))
@@ -96,7 +100,8 @@ def load(
     modules = modality.modules()
     checkpoint.fill(modules, weights)
     modules.eval().to(device)
-    return Model(modality, {"main": replace(denoiser, precision=PRECISIONS[precision])}, config, run, step, average, source)
+    main = replace(denoiser, precision=PRECISIONS[precision])
+    return Model(modality, {"main": main}, config, run, step, average, source, proper.read(run))
 
 
 def replace_setting(config: dict[str, Any], name: str, value: Any) -> None:
@@ -116,7 +121,8 @@ class Model:
     """A modality and its denoiser. Further denoisers, by name, serve guidance that refers to other models.
 
     ``run`` is the folder that it was loaded from, ``step`` the training step of its weights, ``average`` whether they are averaged,
-    ``source`` the name that it was loaded by, which for a model of the hub is not that of the folder.
+    ``source`` the name that it was loaded by, which for a model of the hub is not that of the folder. ``moments`` are those of its training
+    data, by which it warns of guidance that has no density; None: it does not.
     """
 
     modality: Modality
@@ -126,6 +132,7 @@ class Model:
     step: int | None = None
     average: bool = True
     source: str = ""
+    moments: proper.Moments | None = None
 
     @property
     def device(self) -> torch.device:
@@ -229,22 +236,29 @@ class Model:
         for what, given_part, kind in (("guidance", guidance, Guidance), ("sampler", sampler, Sampler)):
             if isinstance(given_part, type) or not isinstance(given_part, kind):
                 raise UserError(f"{what} is an object such as {'CFG(2.0)' if kind is Guidance else 'DDIM()'}, got {given_part!r}")
-        if isinstance(guidance, Compose) and condition and not isinstance(condition, Condition):
+        parts = list(nested(guidance))
+        composed = any(isinstance(part, Compose | Either) for part in parts) and not any(isinstance(part, Steered) for part in parts)
+        if composed and condition and not isinstance(condition, Condition):
             raise UserError(f"a composition names its own conditions: put {', '.join(condition)} into its terms instead")
         guidance = rebuilt(guidance, lambda part: part.of(self, n) if isinstance(part, PerModel) else part)
         everyone = guidance.terms(given)
-        asked = [(t.condition, positive(t.weight, n)) for t in everyone] if isinstance(guidance, Compose) else [(given, positive(1.0, n))]
+        if self.moments is not None:
+            proper.warn(proper.improper(self.moments, self.modality.conditions, guidance, everyone, n))
+        asked = [(t.condition, positive(t.weight, n)) for t in everyone] if composed else [(given, positive(1.0, n))]
+        if any(isinstance(part, Either) for part in parts):  # which of them a sample is of is not known before it is drawn
+            asked = []
         known = self._known(asked)
         shape_of = self.modality.shape_of
         shape = self.modality.shape if shape_of is None else shape_of(everyone[0].condition)
         size = min(batch_size or n, n)
         for first in range(0, n, size):
             rows = slice(first, min(first + size, n))
+            here = rebuilt(guidance, functools.partial(_some, rows=rows, n=n))
             yield sample(
                 self.denoisers,
                 (rows.stop - rows.start, *shape),
                 given.rows(rows),
-                _Rows(guidance, everyone, rows, n),
+                _Rows(here, everyone, rows, n),
                 sampler,
                 steps=steps,
                 grid=grid,
@@ -330,6 +344,11 @@ class Model:
 def positive(weight: Weight, n: int) -> Bool[Tensor, "n"]:
     """The samples for which a term asks for its condition; a weight that changes counts as one that does."""
     return torch.ones(n, dtype=torch.bool) if callable(weight) else (torch.as_tensor(weight) > 0).expand(n)
+
+
+def _some(part: Guidance, rows: slice, n: int) -> Guidance:
+    """A part of a guidance, for some of n samples."""
+    return part.rows(rows, n) if isinstance(part, PerSample) else part
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 folder/config.yaml          as in a run, without the paths of the machine that it was trained on
 folder/NAME                 the run's own files (a vocabulary)
 folder/model.safetensors    the weights to sample with
+folder/moments.safetensors  the training data as Gaussians, where the run has it
 folder/README.md            the model card, written from what the run has measured
 """
 
@@ -27,7 +28,8 @@ def check_folder(folder: Path) -> None:
         return
     own: set[str] = set()
     if checkpoint.is_saved(folder):
-        own = {checkpoint.CONFIG, checkpoint.WEIGHTS, CARD, *checkpoint.own_files(checkpoint.read_config(folder), folder)}
+        named = checkpoint.own_files(checkpoint.read_config(folder), folder)
+        own = {checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.MOMENTS, CARD, *named}
     if other := held - own:
         raise UserError(f"{folder} holds something else ({min(other)}); save the model into another folder")
 
@@ -70,6 +72,8 @@ def contents(model: Model, name: str) -> dict[str, bytes]:
             files[file] = (model.run / file).read_bytes()
         except OSError as error:
             raise UserError(f"{model.run / file}, which the model needs, cannot be read: {error.strerror}") from None
+    if (model.run / checkpoint.MOMENTS).is_file():
+        files[checkpoint.MOMENTS] = (model.run / checkpoint.MOMENTS).read_bytes()
     saved_before = checkpoint.is_saved(model.run) and (model.run / CARD).is_file()
     text = renamed((model.run / CARD).read_text(encoding="utf-8"), name) if saved_before else card(model, name)
     return {**files, CARD: text.encode()}

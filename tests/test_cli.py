@@ -80,7 +80,7 @@ def test_a_run_folder_holds_all_that_was_chosen(trained: Path):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == [30, 50, 60] and lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     assert {path.name for path in trained.iterdir()} == {
-        *("config.yaml", "command.txt", "metrics.jsonl", "checkpoints", "forward.png", "schedule.png")
+        *("config.yaml", "command.txt", "metrics.jsonl", "moments.safetensors", "checkpoints", "forward.png", "schedule.png")
     }
 
 

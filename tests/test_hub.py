@@ -139,7 +139,9 @@ def test_a_saved_model_draws_the_samples_of_its_run(trained: Path, step: int | N
     again = guidance.load("shared/model", average=average)
     assert_same(model, again)
     assert again.step == (step or 40) and again.average == average
-    assert sorted(files(Path("shared"))) == ["model/README.md", "model/config.yaml", "model/model.safetensors"]
+    assert sorted(files(Path("shared"))) == [
+        f"model/{name}" for name in ("README.md", "config.yaml", "model.safetensors", "moments.safetensors")
+    ]
     others = [guidance.load(trained), guidance.load(trained, average=False)]
     for other in others:
         alike = other.step == again.step and other.average == again.average
@@ -215,7 +217,12 @@ def test_what_is_measured_of_a_saved_model_and_kept_in_it_is_not_lost(trained: P
 def test_saving_again_replaces_the_whole(trained: Path, sentences: Path):
     guidance.load(sentences).save_pretrained("model")
     guidance.load(trained).save_pretrained("model")
-    assert sorted(files(Path("model"))) == ["README.md", "config.yaml", "model.safetensors"]  # no vocabulary any more
+    assert sorted(files(Path("model"))) == [
+        "README.md",
+        "config.yaml",
+        "model.safetensors",
+        "moments.safetensors",
+    ]  # no vocabulary any more
     assert_same(guidance.load("model"), guidance.load(trained))
     guidance.load("model").save_pretrained("model")  # over itself
     assert_same(guidance.load("model"), guidance.load(trained))
@@ -963,7 +970,7 @@ def test_a_model_goes_up_and_comes_back(trained: Path, server: Server):
     assert (made["organization"], made["name"]) == ("ada", "new") and (made.get("visibility") == "private" or made.get("private") is True)
     assert_same(guidance.load("ada/new"), model)
     content = server.repos["ada/new"].commits[server.repos["ada/new"].branches["main"]]
-    assert sorted(content) == ["README.md", "config.yaml", "model.safetensors"]
+    assert sorted(content) == ["README.md", "config.yaml", "model.safetensors", "moments.safetensors"]
     assert 'guidance.load("ada/new")' in content["README.md"].decode() and "run=ada/new condition" not in content["README.md"].decode()
     assert sum(path.endswith("/commit/main") for path in server.asked) == 1, "in one commit"
     guidance.load(trained, step=20).push_to_hub("ada/new", token="hf_secret")  # again: the repository is there
@@ -1079,7 +1086,8 @@ def test_helpers():
     assert [absolute(text) for text in ("/a", "~/a", "~ada/a", "C:\\a", "c:/a", "a/b", "C:a", "run:a", "~")] == [True] * 5 + [False] * 4
     assert [last(text) for text in ("/a/b/", "C:\\a\\b", "a")] == ["b", "b", "a"]
     assert [duration(seconds) for seconds in (7.34, 62.81, 412, 5990, 7500)] == ["7.34 s", "62.8 s", "7 min", "1 h 40 min", "2 h 5 min"]
-    assert called({"_target_": "a.b.C", "_partial_": True, "n": 3, "root": "/home/ada/x", "part": {"_target_": "d"}}) == "`C(n=3, root=x)`"
+    part = {"_target_": "d", "e": 1}
+    assert called({"_target_": "a.b.C", "_partial_": True, "n": 3, "root": "/home/ada/x", "part": part}) == "`C(n=3, root=x, part=d(e=1))`"
 
 
 def test_what_is_known_of_data_is_its_own_docstring():

@@ -4,10 +4,11 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from guidance import checkpoint
+from guidance import checkpoint, proper
 from guidance.bar import Bar
 from guidance.commands.drawing import loaded, measured, sampling
 from guidance.commands.output import EVALUATION_FILES, clear, vacant
@@ -46,7 +47,7 @@ def varied(config: Any, vary: Any) -> Callable[[float], Guidance]:
 
 def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide evaluate"""
-    from guidance.evaluate import GIVEN, default_attribute, reference
+    from guidance.evaluate import GIVEN, cases, default_attribute, reference
     from guidance.evaluate import evaluate as measure
     from guidance.experiment.conduct import weights
     from guidance.plots import quality_curves
@@ -67,6 +68,9 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     vacant(out, overwrite, EVALUATION_FILES)
     settings["grid"](settings["schedule"] or model.denoisers["main"].schedule, settings["steps"])  # a grid that does not fit is refused
     ref = reference(model, name)  # what is wrong with the data is said before anything is removed
+    moments, model = proper.known(model), replace(model, moments=None)  # said once, of all scales
+    asked = cases(model, n, name, given).condition
+    improper = [(scale, proper.improper_of(model, moments, guide(scale), asked, n)) for scale in scales]
     bar = Bar(len(scales) * -(-n // (settings["batch_size"] or n)) * settings["steps"], "evaluate")
     draw = partial(model.sample, **settings)
     rows, _ = measure(model, scales, n, attribute=name, given=given, guide=guide, draw=draw, ref=ref, callbacks=[bar])
@@ -78,8 +82,11 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     judged = None if ref.judge is None else ref.judge.accuracy
     of = {"weights": weights(model), "sampler": f"{settings['sampler']!r}, {settings['steps']} steps"}
     facts = {"config": config, **of, "attribute": name, "judge_accuracy": judged, "rows": [finite(flat(row)) for row in table]}
+    facts["improper"] = [{"scale": scale, "asked": one.asked, "bound": one.bound} for scale, found in improper for one in found]
     checkpoint.write_atomically(out / "evaluation.json", json.dumps(facts, indent=1, default=str).encode())
     print(as_text(table))
     about = f"; the judge is right on {judged:.1%} of held-out data" if judged is not None else ""
     print(f"\n{name or 'all'}: {n} samples a scale from the same noise, {settings['steps']} steps{about}")
+    if said := proper.at_scales(improper):
+        print(said)
     print(f"metrics.csv, curves.png and {drawn.name} are in {out}")

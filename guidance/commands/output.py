@@ -8,12 +8,14 @@ from guidance import checkpoint
 from guidance.errors import UserError
 
 RUN_FILES = (
-    *(checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, checkpoint.COMMANDS),
+    *(checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, checkpoint.COMMANDS, checkpoint.MOMENTS),
+    "accuracy.json",  # of a classifier
     *("previews", "forward.*", "schedule.png"),
     *("polyguide/events.out.tfevents.*", "polyguide/[0-9]*.[0-9]*", "wandb/*run-[0-9]*"),  # the trackers'
 )
 SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.json", "samples.jsonl", "index.html")
 EVALUATION_FILES = ("metrics.csv", "curves.png", "table.*", "evaluation.json")
+EXACTNESS_FILES = ("table.csv", "table.md", "exactness.json", "samples-*d.png")
 
 
 def vacant(out: Path, overwrite: bool, own: Sequence[str], resumable: bool = False) -> None:

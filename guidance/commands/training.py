@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import ModuleDict
 
-from guidance import checkpoint
+from guidance import checkpoint, proper
 from guidance.commands.output import RUN_FILES, clear, vacant
 from guidance.commands.settings import flag, folder, threads, whole_number
 from guidance.config import build, leaves
@@ -66,7 +66,10 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     if not going_on:
         vacant(out, overwrite, RUN_FILES, resumable=True)
     else:
-        config = resumed(config, checkpoint.read_config(out), overrides)
+        stored = checkpoint.read_config(out)
+        if "classifier" in stored:
+            raise UserError(f"out={out} holds a classifier, which polyguide train-classifier trains; choose another out=")
+        config = resumed(config, stored, overrides)
     seed = whole_number(config, "seed", 0)
     trainer: Trainer = build(config["trainer"], "trainer")
     torch.manual_seed(seed)  # the initial weights
@@ -109,12 +112,16 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
     began = time.perf_counter()
     try:
-        run_training(objective, split, trainer, out, seed, resume=going_on, preview=preview)
+        average = run_training(objective, split, trainer, out, seed, resume=going_on, preview=preview)
     except Interrupted as stop:
         print(f"stopped at step {stop.step} with a checkpoint; go on with: polyguide train out={shlex.quote(str(out))} resume=true")
         raise KeyboardInterrupt from None
     seconds = time.perf_counter() - began
     if place.is_main_process:
+        with borrowed(objective.trained, average):
+            device = next((p.device for p in objective.parameters()), torch.device("cpu"))
+            if (moments := proper.summary(modality, split, device)) is not None:
+                proper.write(out, moments)
         print(
             f"trained to step {trainer.steps} in {seconds:.0f} s; sample it with: polyguide sample run={shlex.quote(str(out))} out=samples"
         )

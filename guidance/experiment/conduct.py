@@ -5,12 +5,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from guidance import checkpoint
+from guidance import checkpoint, proper
 from guidance.bar import Bar
 from guidance.condition import Label
 from guidance.errors import UserError
@@ -70,6 +71,16 @@ def facts_of(
         "priors": priors,
         "distances": observer.distances().tolist(),
     }
+
+
+def improper(cells: Sequence[Cell], model: Model, n: int) -> list[dict[str, Any]]:
+    """The cells that ask for what has no density, with each thing asked for and the scale or weight down to which it would have one."""
+    moments, found = proper.known(model), []
+    for cell in cells:
+        condition = model.condition(n, None if cell.composed else named(model, cell.asked))
+        if ones := proper.improper_of(model, moments, cell.guidance, condition, n):
+            found.append({"at": dict(cell.at), "asked": [f"{one.asked}{f' ({one.until})' if one.until else ''}" for one in ones]})
+    return found
 
 
 def digest(settings: Any) -> str:
@@ -141,7 +152,11 @@ def conduct(
             clear(out)
         elif known.exists():  # by now, perhaps, of a process that began at the same time
             check_same(out, terms)
-        facts = read_facts(out) if observer is None else facts_of(model, experiment, config, observer, terms)
+        facts = (
+            read_facts(out)
+            if observer is None
+            else {**facts_of(model, experiment, config, observer, terms), "improper": improper(cells, model, n)}
+        )
         checkpoint.write_atomically(known, json.dumps({**facts, "experiment": dict(config), "cells": names}, indent=1).encode())
     if observer is not None:
         models = {"": model}
@@ -190,7 +205,8 @@ def measure(cell: Cell, model: Model, observer: Observer, n: int, settings: Mapp
     began, counter = time.perf_counter(), Evaluations()
     drawing = {**settings, **({"steps": cell.steps} if cell.steps else {})}
     condition = None if cell.composed else named(model, cell.asked)
-    samples = model.sample(n, condition, guidance=cell.guidance, callbacks=[counter, bar], **drawing)
+    silent = replace(model, moments=None)  # what has no density is said in the report
+    samples = silent.sample(n, condition, guidance=cell.guidance, callbacks=[counter, bar], **drawing)
     with torch.no_grad():
         found, arrays = observer(samples, {name: torch.tensor(classes) for name, classes in cell.asked.items()})
     folder.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,8 @@ def written(groups: Sequence[Sequence[Result]], out: Path, title: str) -> Path:
         for figure in found.figures:
             paths = figures.write(figure.draw, out / "figures", f"{stem}-{figure.name}")
             drawn.append({"caption": figure.caption, "source": inline(paths[1]), "panels": min(figures.COLUMNS, len(figure.draw))})
-        for table in found.tables:
+        tables = [*found.tables, *improper(group)]
+        for table in tables:
             (out / "tables").mkdir(exist_ok=True)
             write_atomically(out / "tables" / f"{stem}-{table.name}.csv", as_csv(table.rows).encode())
         section = sections.setdefault(str(facts["data"]), {"title": facts["data"], "modality": facts["modality"], "experiments": []})
@@ -128,7 +129,7 @@ def written(groups: Sequence[Sequence[Result]], out: Path, title: str) -> Path:
                 "progress": progress(group),
                 "verdicts": found.verdicts,
                 "figures": drawn,
-                "tables": [shown_table(table) for table in found.tables],
+                "tables": [shown_table(table) for table in tables],
                 "sheets": [shown_sheet(sheet) for sheet in found.sheets],
             }
         )
@@ -144,6 +145,17 @@ def written(groups: Sequence[Sequence[Result]], out: Path, title: str) -> Path:
                 print(f"  {verdict.question} {verdict.answer}.")
     print(f"{page}; figures and tables beside it")
     return page
+
+
+def improper(group: Sequence[Result]) -> list[Table]:
+    """The cells that ask for what has no density, where it is known of any."""
+    found = group[0].facts.get("improper")
+    rows = [{**one["at"], "conditions": len(one["asked"]), "first to have none": one["asked"][0]} for one in found or []]
+    caption = (
+        "Cells in which no density is proportional to what is asked for, with a Gaussian for each class along the two widest directions of "
+        "the training data: what is drawn there has no target."
+    )
+    return [Table("improper", caption, rows)] if rows else []
 
 
 def progress(group: Sequence[Result]) -> str:
