@@ -9,10 +9,12 @@ from typing import TextIO
 
 COMMANDS = {
     "train": "train a model from a config: polyguide train data=digits out=runs/digits",
+    "train-classifier": "train a classifier of noisy data, for guidance: polyguide train-classifier run=runs/digits out=classifier",
     "sample": "draw guided samples: polyguide sample run=runs/digits n=16 condition.digit=3 guidance.scale=4 out=samples",
     "evaluate": "measure a model over a range of scales: polyguide evaluate run=runs/digits",
     "experiment": "measure a question over many cells: polyguide experiment run=runs/digits experiment=inverse",
     "compare": "put evaluations side by side: polyguide compare runs/digits/cfg runs/digits/interval",
+    "exactness": "hold guidance against exact answers, on mixtures: polyguide exactness out=exactness",
     "report": "put experiments of several runs on one page: polyguide report RUN... out=report",
     "new-modality": "start a plug-in, a package that trains at once: polyguide new-modality NAME",
     "list": "what can be chosen: modalities, data sets, networks, samplers, guidance, and where each is",

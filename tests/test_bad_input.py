@@ -85,7 +85,7 @@ SAMPLING = [
     ("sampler.steps=many", "steps", "'many'", "whole number"),
     ("sampler.steps=2.5", "steps", "2.5", "whole number"),
     ("sampler.step=3", "sampler.step", "did you mean 'sampler.steps'?"),
-    ("sampler=ddmi", "'ddmi'", "choose from: ddim, ddpm, dpm, heun"),
+    ("sampler=ddmi", "'ddmi'", "choose from: ddim, ddpm, dpm, feynman_kac, heun, langevin"),
     ("sampler=ddim sampler.eta=2", "eta", "2", "between 0 and 1"),
     ("sampler=ddim sampler.eta=nan", "eta", "nan", "between 0 and 1"),
     ("sampler=ddpm sampler.v=-1", "v", "-1", "between 0 and 1"),
@@ -275,7 +275,7 @@ def test_training(refused: Any, settings: list[str], words: tuple[str, ...]):
 
 @cases(
     ("trian", "'trian'", "did you mean 'train'?"),
-    ("run=run", "'run=run'", "train, sample, evaluate, experiment, report, new-modality, list"),
+    ("run=run", "'run=run'", "train, train-classifier, sample, evaluate, experiment, compare, exactness, report, new-modality, list"),
     ("train", "out is missing", "out=runs/digits"),
     ("sample run=run", "out is missing"),
     ("sample out=new", "run is missing", "run=runs/digits"),
