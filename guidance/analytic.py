@@ -96,9 +96,11 @@ class Mixture(nn.Module):
     ) -> Float[Tensor, "b *d"]:
         alpha, variance = self._marginal(logsnr)
         r = self.responsibilities(x_t, logsnr, context)
-        gain = self._wide(alpha * self.stds**2 / variance)
-        means = self.means + gain * (x_t.double().unsqueeze(1) - self._wide(alpha) * self.means)
-        return (self._wide(r) * means).sum(1).to(x_t)
+        gain = alpha * self.stds**2 / variance
+        # sum_j r_j (m_j + gain_j (x_t - alpha m_j)), without a tensor of every component's own
+        means = ((r * (1 - alpha * gain)) @ self.means.flatten(1)).view(x_t.shape)
+        of_x = (r * gain).sum(1).view(-1, *(1,) * (x_t.ndim - 1))
+        return (means + of_x * x_t.double()).to(x_t)
 
     def _marginal(self, logsnr: Float[Tensor, "b"]) -> tuple[Float[Tensor, "b 1"], Float[Tensor, "b k"]]:
         """alpha, and the variance of every component at this noise level (variance-preserving)."""

@@ -110,10 +110,11 @@ def documented(kind: type) -> str:
 
 
 def called(part: Any) -> str:
-    """A part of a config as a call, with its plain settings."""
+    """A part of a config as a call, with its plain settings, and with its parts that are calls themselves."""
     if not isinstance(part, Mapping) or "_target_" not in part:
         return str(part)
-    plain = {k: v for k, v in portable(part).items() if not k.startswith("_") and not isinstance(v, Mapping) and len(str(v)) <= 40}
+    shown = {k: called(v).strip("`") if isinstance(v, Mapping) and "_target_" in v else v for k, v in portable(part).items()}
+    plain = {k: v for k, v in shown.items() if not k.startswith("_") and not isinstance(v, Mapping) and len(str(v)) <= 60}
     *_, owner, name = ("", *str(part["_target_"]).split("."))
     name = f"{owner}.{name}" if owner[:1].isupper() else name  # Compose.read
     return f"`{name}({', '.join(f'{key}={value}' for key, value in plain.items())})`"

@@ -109,7 +109,7 @@ def test_any_guidance_is_measured_over_any_of_its_settings(trained: Path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["guidance=interval"], "no setting of the guidance to vary 'scale'; choose from: inside.scale, low, high, outside.scale"),
+        (["guidance=interval"], "no setting of the guidance to vary 'scale'; choose from: inside.scale, outside.scale, low, high"),
         (["vary=scael"], "'scael' (did you mean 'scale'?)"),
         (["guidance._target_=guidance.sampler.DDIM", "~guidance.scale", "+guidance.eta=0", "vary=eta"], "is no guidance"),
     ],
