@@ -16,8 +16,8 @@ from guidance.guide import Guidance, Term, nested
 from guidance.guided import GuidedDenoiser
 from guidance.parameterization import Prediction
 from guidance.process import Level
-from guidance.sampler.ddim import DDIM
-from guidance.sampler.ddpm import DDPM, transition_variance
+from guidance.sampler.ddim import ancestral
+from guidance.sampler.ddpm import transition_variance
 from guidance.sampler.loop import Sampler, layers
 
 if TYPE_CHECKING:
@@ -221,11 +221,6 @@ class Tracked:
         moved = after.double() - of_x * before.double()
         squares = torch.stack([((mean - base) * (2 * moved - base - mean)).flatten(1).sum(1) for mean in means])
         return (self.temperature * squares + self.offset * then.norm**2) / (2 * variance)
-
-
-def ancestral(sampler: Sampler) -> bool:
-    """Whether every step adds the noise of the reverse process; a sampler of one's own says so by an attribute ``sde = True``."""
-    return isinstance(sampler, DDPM) or (isinstance(sampler, DDIM) and sampler.eta == 1) or bool(getattr(sampler, "sde", False))
 
 
 def _evidence(guidance: Guidance) -> object:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guidance.condition import Condition
 from guidance.errors import UserError
-from guidance.guide import CFG, Guidance, Term, Weight, check_weight, evaluate
+from guidance.guide import CFG, Guidance, Term, Weight, check_weight, evaluate, weight_rows
 from guidance.parameterization import Prediction
 from guidance.process import Level
 
@@ -231,16 +231,3 @@ def some(values: Tensor, rows: slice, n: int, what: str) -> Tensor:
     if len(values) not in (1, n):
         raise UserError(f"{len(values)} {what} were given for {n} samples: one a sample, or one for all")
     return values if len(values) == 1 else values[rows]
-
-
-def weight_rows(weight: Weight, rows: slice, n: int, what: str) -> Weight:
-    """Some samples' part of a weight."""
-
-    def part(value: float | Tensor) -> float | Tensor:
-        if not isinstance(value, Tensor) or not value.ndim:
-            return value
-        if len(value) != n:
-            raise UserError(f"{len(value)} {what} were given for {n} samples")
-        return value[rows]
-
-    return (lambda logsnr: part(weight(logsnr))) if callable(weight) else part(weight)

@@ -49,6 +49,19 @@ def evaluate(weight: Weight, logsnr: float) -> float | Float[Tensor, "b"]:
     return weight(logsnr) if callable(weight) else weight
 
 
+def weight_rows(weight: Weight, rows: slice, n: int, what: str) -> Any:
+    """Some of n samples' part of a weight."""
+
+    def part(value: float | Tensor) -> Any:
+        if not isinstance(value, Tensor) or not value.ndim:
+            return value
+        if len(value) != n:
+            raise UserError(f"{len(value)} {what} were given for {n} samples")
+        return value[rows]
+
+    return (lambda logsnr: part(weight(logsnr))) if callable(weight) else part(weight)
+
+
 @dataclass(frozen=True)
 class Term:
     """One prediction to make and its weight in the sum.

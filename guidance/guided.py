@@ -73,7 +73,8 @@ class GuidedDenoiser:
     most ``max_rows`` rows. Where a part of the guidance ``differentiates``, so that x_t's gradient is asked for, the network is called
     for that.
 
-    ``rows`` counts the network evaluations so far (one row of one call each), ``calls`` the calls.
+    ``terms`` are those of the guidance, where they are made already. ``rows`` counts the network evaluations so far (one row of one call
+    each), ``calls`` the calls.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class GuidedDenoiser:
         n: int,
         max_rows: int | None = None,
         device: torch.device | str = "cpu",
+        terms: Sequence[Term] | None = None,
     ):
         self.denoisers = denoisers if isinstance(denoisers, Mapping) else {"main": denoisers}
         if max_rows is not None and max_rows < 1:
@@ -93,7 +95,7 @@ class GuidedDenoiser:
         self.guidance, self.n, self.max_rows, self.device = begun(guidance, condition), n, max_rows, device
         self.differentiates = any(getattr(part, "differentiates", False) for part in nested(self.guidance))
         self.rows = self.calls = 0
-        self.terms = [self._named(term) for term in self.guidance.terms(condition)]
+        self.terms = [self._named(term) for term in (self.guidance.terms(condition) if terms is None else terms)]
         for term in self.terms:
             if len(term.condition) not in (0, n):
                 raise UserError(f"a condition of {len(term.condition)} rows cannot guide {n} samples")

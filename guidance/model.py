@@ -16,11 +16,9 @@ from guidance.config import build, leaves
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError, one_of
 from guidance.gradient import Steered
-from guidance.guide import CFG, Bound, Compose, Guidance, PerModel, PerSample, Term, Weight, nested, rebuilt
+from guidance.guide import CFG, Bound, Compose, Guidance, PerModel, PerSample, Term, Weight, nested, rebuilt, weight_rows
 from guidance.logic import Either
 from guidance.modality import Modality
-from guidance.parameterization import Prediction
-from guidance.process import Level
 from guidance.sampler import Callback, Grid, Sampler, sample
 from guidance.schedule import Schedule
 
@@ -258,8 +256,9 @@ class Model:
                 self.denoisers,
                 (rows.stop - rows.start, *shape),
                 given.rows(rows),
-                _Rows(here, everyone, rows, n),
+                here,
                 sampler,
+                terms=[_term(term, rows, n) for term in everyone],
                 steps=steps,
                 grid=grid,
                 schedule=schedule,
@@ -351,29 +350,6 @@ def _some(part: Guidance, rows: slice, n: int) -> Guidance:
     return part.rows(rows, n) if isinstance(part, PerSample) else part
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Some samples' part of a guidance whose terms were made for all of them."""
-
-    guidance: Guidance
-    everyone: Sequence[Term]
-    rows: slice
-    n: int
-
-    def terms(self, condition: Condition) -> Sequence[Term]:
-        return [replace(t, weight=self._weight(t.weight), condition=t.condition.rows(self.rows)) for t in self.everyone]
-
-    def _weight(self, weight: Weight) -> Weight:
-        if callable(weight):
-            return lambda logsnr: self._part(weight(logsnr))
-        return self._part(weight)
-
-    def _part(self, weight: float | Tensor) -> float | Tensor:
-        if not isinstance(weight, Tensor) or not weight.ndim:
-            return weight
-        if len(weight) != self.n:
-            raise UserError(f"{len(weight)} guidance weights were given for {self.n} samples")
-        return weight[self.rows]
-
-    def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Tensor, level: Level) -> Prediction:
-        return self.guidance.combine(terms, predictions, x_t, level)
+def _term(term: Term, rows: slice, n: int) -> Term:
+    """A term that was made for n samples, for some of them."""
+    return replace(term, weight=weight_rows(term.weight, rows, n, "guidance weights"), condition=term.condition.rows(rows))

@@ -113,6 +113,10 @@ def cheap(arguments: Sequence[str]) -> list[str]:
             changes = [*TINY.get(modality, []), "trainer.batch_size=4"]
         if steps := value(given, "trainer.steps", "" if going_on else "2000"):
             changes.append(f"trainer.steps={-(-int(steps) // STEPS)}")
+    elif command == "train-classifier":
+        changes = ["trainer.steps=2", "trainer.batch_size=4"]
+    elif command == "exactness":
+        changes = ["n=80", "steps=2", "dims=[1]"]
     elif command in ("sample", "evaluate", "experiment"):
         changes = ["sampler.steps=1"]
         changes += [f"n={min(int(value(given, 'n', '4')), 16)}"] if command == "sample" else ["n=20"]

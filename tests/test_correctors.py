@@ -136,13 +136,12 @@ def test_langevin_steps_bring_the_samples_near(name: str, bound: float):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("schedule", [Cosine(), Rectified()], ids=repr)
 @pytest.mark.parametrize(
     "inner", [DDPM(), DDPM(1.0), DDIM(1.0), DPMSolver(sde=True), Langevin(DDPM(), moves=1)], ids=lambda inner: repr(inner)[:20]
 )
-def test_feynman_kac_draws_a_gaussian_tilt(inner: Sampler, schedule: Schedule):
+def test_feynman_kac_draws_a_gaussian_tilt(inner: Sampler):
     n = 3000
-    x = sample(PAIR.denoiser(), (n, 1), nothing(n), TWICE, FeynmanKac(inner, particles=n), steps=60, schedule=schedule).double()
+    x = sample(PAIR.denoiser(), (n, 1), nothing(n), TWICE, FeynmanKac(inner, particles=n), steps=60).double()
     assert float(x.mean()) == pytest.approx(TILT_MEAN, abs=0.05)
     assert float(x.std()) == pytest.approx(TILT_STD, abs=0.045)
 
@@ -538,7 +537,7 @@ class Around:
         (Langevin(adjusted=True), Plain(), "Plain does not have"),
         (Langevin(adjusted=True), Graded(2.0), "Graded does not have"),
     ],
-    ids=lambda part: repr(part)[:40],
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_drawn(sampler: Sampler, guidance: Guidance, match: str):
     def never(progress: Progress) -> None:

@@ -462,7 +462,7 @@ def test_what_is_no_score_is_told_in_one_line(unchecked: None, function: Any, sa
         (lambda: Reconstruction(MEANS, deviation=[1.0, -1.0, 1.0, 1.0]), "above 0"),
         (lambda: Reconstruction(MEANS, deviation="wide"), "deviation of a reconstruction is a finite number"),
     ],
-    ids=str,
+    ids=["class", "function", "scale", "zero", "below", "word"],
 )
 def test_settings_that_cannot_be(unchecked: None, make: Callable[[], Any], said: str):
     with pytest.raises(UserError, match=said):

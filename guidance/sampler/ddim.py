@@ -8,8 +8,8 @@ from torch import Tensor
 from guidance.errors import UserError
 from guidance.parameterization import Prediction
 from guidance.process import Level
-from guidance.sampler.ddpm import transition_variance
-from guidance.sampler.loop import Draw, Past, Predict
+from guidance.sampler.ddpm import DDPM, transition_variance
+from guidance.sampler.loop import Draw, Past, Predict, Sampler
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,8 @@ class DDIM:
         c = self.eta * then.sigma / now.sigma * transition_variance(now, then).sqrt()
         kept = (then.sigma**2 - c**2).clamp(min=0).sqrt()
         return then.alpha * prediction.x0 + kept * noise + c * draw(), prediction
+
+
+def ancestral(sampler: Sampler) -> bool:
+    """Whether every step adds the noise of the reverse process; a sampler of one's own says so by an attribute ``sde = True``."""
+    return isinstance(sampler, DDPM) or (isinstance(sampler, DDIM) and sampler.eta == 1) or bool(getattr(sampler, "sde", False))

@@ -13,10 +13,9 @@ from guidance.guide import Term, WeightedSum, nested
 from guidance.guided import GuidedDenoiser
 from guidance.parameterization import Prediction
 from guidance.process import Level
-from guidance.sampler.ddim import DDIM
-from guidance.sampler.ddpm import DDPM
+from guidance.sampler.ddim import ancestral
 from guidance.sampler.dpm import DPMSolver
-from guidance.sampler.langevin import Langevin, asked_for
+from guidance.sampler.langevin import Langevin
 from guidance.sampler.loop import Draw, Past, Predict, Progress, Sampler, further, layers, uniform
 
 
@@ -86,7 +85,7 @@ class FeynmanKac:
                 raise UserError(
                     f"FeynmanKac does not know what {type(layer).__name__} does to a density; between it and a sampler goes Langevin"
                 )
-        if not _of_the_reverse_process(inner):
+        if not ancestral(inner):
             raise UserError(
                 f"FeynmanKac needs steps with the noise of the reverse process, which {inner!r} does not add: its sampler is DDPM(), "
                 "DDIM(eta=1), DPMSolver(sde=True), or one with an attribute sde = True"
@@ -216,19 +215,14 @@ def rows(prediction: Prediction, index: Int[Tensor, "b"]) -> Prediction:
     return replace(prediction, parts=tuple((term, rows(part, index)) for term, part in prediction.parts), **made)
 
 
-def _of_the_reverse_process(sampler: Sampler) -> bool:
-    return isinstance(sampler, DDPM) or (isinstance(sampler, DDIM) and sampler.eta == 1) or bool(getattr(sampler, "sde", False))
-
-
 def _check_sum(guided: GuidedDenoiser) -> None:
     """UserError where guidance is anything but a sum with constant weights."""
     why = "FeynmanKac's weights are those of prod_k p(x | c_k)^(a_k) with constant a_k, but"
-    asked = asked_for(guided)
-    for part in nested(asked):
+    for part in nested(guided.guidance):
         kind = type(part)
         if getattr(kind, "combine", None) is not WeightedSum.combine:
             raise UserError(f"{why} {kind.__name__} is not a weighted sum of its terms")
         if getattr(part, "differentiates", False):
             raise UserError(f"{why} {kind.__name__} adds a gradient")
     if any(callable(term.weight) for term in guided.terms):
-        raise UserError(f"{why} {type(asked).__name__}'s weights change with the noise level")
+        raise UserError(f"{why} {type(guided.guidance).__name__}'s weights change with the noise level")

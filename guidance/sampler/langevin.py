@@ -10,7 +10,6 @@ from torch import Tensor
 
 from guidance.denoiser import Density
 from guidance.errors import UserError
-from guidance.guide import Guidance
 from guidance.guided import GuidedDenoiser
 from guidance.parameterization import Prediction
 from guidance.process import Level
@@ -77,9 +76,8 @@ class Langevin:
                 raise UserError(f"{why} {network} does not know, only its score; use adjusted=false, or give it log_density")
             if denoiser.self_condition:
                 raise UserError(f"{why} changes with the earlier guess that {network} is shown; use adjusted=false")
-        asked = asked_for(guided)
-        if guided.differentiates or not all(hasattr(part, "log_density") for part in (asked, guided.guidance)):
-            raise UserError(f"{why} {type(asked).__name__} does not have; use adjusted=false")
+        if guided.differentiates or not hasattr(guided.guidance, "log_density"):
+            raise UserError(f"{why} {type(guided.guidance).__name__} does not have; use adjusted=false")
 
     def step(
         self, predict: Predict, x_t: Float[Tensor, "b *d"], now: Level, then: Level, draw: Draw, past: Past | None
@@ -123,13 +121,6 @@ class Langevin:
             wide = yes.view(-1, *(1,) * (x.ndim - 1))
             x, eps, log_p = torch.where(wide, new, x), torch.where(wide, new_eps, eps), torch.where(yes, new_log_p, log_p)
         return x, accepted / self.moves
-
-
-def asked_for(guided: GuidedDenoiser) -> Guidance:
-    """The guidance as it was asked for: a `Model`'s is some rows of it."""
-    from guidance.model import _Rows
-
-    return guided.guidance.guidance if isinstance(guided.guidance, _Rows) else guided.guidance
 
 
 def _squares(x: Float[Tensor, "b *d"]) -> Float[Tensor, "b"]:

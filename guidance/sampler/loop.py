@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from guidance.condition import Condition
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError
-from guidance.guide import CFG, Guidance, nested
+from guidance.guide import CFG, Guidance, Term, nested
 from guidance.guided import GuidedDenoiser, evaluating
 from guidance.noise import Stream, normal
 from guidance.parameterization import Prediction, read_x0, steered
@@ -105,6 +105,7 @@ def sample(
     guidance: Guidance | None = None,
     sampler: Sampler | None = None,
     *,
+    terms: Sequence[Term] | None = None,
     steps: int = 50,
     grid: Grid | None = None,
     seed: int = 0,
@@ -122,6 +123,7 @@ def sample(
         condition: n rows, or None.
         guidance: `CFG(1.0)`, the conditional model, by default.
         sampler: `DDIM()` by default.
+        terms: of the guidance, where they are made already (for more samples than these).
         steps, grid: how many levels, and which (`Uniform()` by default).
         seed, first: sample i of this call is sample ``first + i`` of the seed, whatever the batch it is drawn in.
         max_rows: at most that many rows in one network call.
@@ -147,7 +149,7 @@ def sample(
         parameters = main.network.parameters() if isinstance(main.network, nn.Module) else iter(())
         device = next((p.device for p in parameters), torch.device("cpu"))
     shape = tuple(shape)
-    guided = GuidedDenoiser(denoisers, guidance or CFG(), condition or Condition(), shape[0], max_rows, device)
+    guided = GuidedDenoiser(denoisers, guidance or CFG(), condition or Condition(), shape[0], max_rows, device, terms)
     for part in (*nested(guided.guidance), *layers(sampler)):
         if isinstance(part, Choosy):
             part.check(guided, sampler)
