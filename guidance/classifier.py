@@ -273,6 +273,13 @@ class ClassScore:
 
     clean = False
 
+    def __post_init__(self) -> None:
+        if isinstance(self.classifier, type) or not isinstance(self.classifier, NoiseAware):
+            raise UserError(
+                f"guidance.classifier is a classifier of noisy data, which polyguide train-classifier makes, got {self.classifier!r}; "
+                "give its folder: guidance.classifier.run=RUN-classifier"
+            )
+
     def of(self, model: "Model", n: int) -> "ClassScore":
         if isinstance(self.classifier, Classifier):
             self.classifier.check(model)

@@ -1,6 +1,7 @@
 """Several evaluations, of other guidance or of other models, against the same real data: one table, one figure."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def written(evaluations: Sequence[Evaluation], out: Path) -> None:
         raise UserError(f"two evaluations are called {repeated}: folders are told apart by their names")
     for other in evaluations[1:]:
         for what, value in first.terms.items():
-            if other.terms[what] != value:
+            if not same(other.terms[what], value):
                 found = "" if what == "real data" else f" ({value} and {other.terms[what]})"
                 raise UserError(f"{first.name} and {other.name} cannot be compared: they were measured with another {what}{found}")
     table = [{"guidance": "real data", **first.real, "scale": ""}]
@@ -100,6 +101,15 @@ def written(evaluations: Sequence[Evaluation], out: Path) -> None:
         write(panels, out, "comparison")
     print(as_text(shown))
     print(f"\ncomparison.csv, comparison.md{' and comparison.png' if panels else ''} are in {out}")
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, numbers up to what another machine, or another number of threads, rounds otherwise."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6)
+    return bool(a == b)
 
 
 def panel(evaluations: Sequence[Evaluation], x: str, y: str) -> Panel:

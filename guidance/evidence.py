@@ -190,7 +190,8 @@ class Tracked:
         if corrector is not None:
             raise UserError(
                 f"tracked evidence is the probability of the steps from noise to data, and {type(corrector).__name__} moves samples "
-                f"between them: take {type(innermost).__name__} alone, or other evidence (guidance/evidence=classifier)"
+                f"between them: take {type(innermost).__name__} alone, or other evidence (guidance=either or complement with "
+                "guidance/evidence=classifier)"
             )
         for part in nested(guided.guidance):
             if isinstance(part, Interval) and any(_evidence(inner) is self for inner in nested(part)):

@@ -5,6 +5,7 @@ data; Dhariwal & Nichol, 2105.05233) nothing but its own gradient is needed; whe
 and its gradient goes back through the network (Ho et al., 2204.03458; Chung et al., 2209.14687).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from guidance.condition import Condition
 from guidance.errors import UserError
-from guidance.guide import CFG, Guidance, Term, Weight, check_weight, evaluate, weight_rows
+from guidance.guide import CFG, Guidance, Term, Weight, check_guidance, check_weight, evaluate, weight_rows
 from guidance.parameterization import Prediction
 from guidance.process import Level
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 class Score(Protocol):
     """What guidance raises: a number a sample, log h.
 
-    It may have `of(model, n)` (see `PerModel`), `begin(condition)` (see `PerRun`), `rows(rows, n)` (see `PerSample`), each giving a score,
-    and `check(condition)`, which refuses the condition of a whole run.
+    It may have ``low``, the log-SNR below which it does not count; `of(model, n)` (see `PerModel`), `begin(condition)` (see `PerRun`) and
+    `rows(rows, n)` (see `PerSample`), each giving a score; and `check(condition)`, which refuses the condition of a whole run.
     """
 
     @property
@@ -42,11 +43,17 @@ class Score(Protocol):
         ...
 
 
+NOISIEST = -6.0
+"""The log-SNR below which the predicted x0 is all but the mean of the data: the gradient through a trained network is then its error, which
+steps multiply by sigma^2 / alpha."""
+
+
 @dataclass(frozen=True)
 class Reward:
-    """log h = function(x0), of the predicted x0."""
+    """log h = function(x0), of the predicted x0; nothing at levels noisier than the log-SNR ``low``, as for every score that has one."""
 
     function: Callable[[Tensor], Tensor]
+    low: float = NOISIEST
 
     clean = True
 
@@ -77,15 +84,24 @@ class Reconstruction:
         values: [b, *d], or [1, *d] for all samples.
         mask: what counts, of a shape that spreads to that of the values, batch first; all by default.
         deviation: above 0: a number, a list of one a sample, or a function of logsnr.
+        low: the log-SNR below which it does not count.
     """
 
     values: Float[Tensor, "b *d"] = field(repr=False)
     mask: Tensor | None = field(default=None, repr=False)
     deviation: Weight = 1.0
+    low: float = NOISIEST
 
     clean = True
 
     def __post_init__(self) -> None:
+        for what, given in (("values", self.values), ("mask", self.mask)):
+            if given is not None and not isinstance(given, Tensor):
+                raise UserError(f"the {what} of a reconstruction are a tensor, one sample after the other, got {type(given).__name__}")
+        if not self.values.is_floating_point():
+            raise UserError(
+                f"the values of a reconstruction are x0, as the codec encodes it (pixels from -1 to 1), got {self.values.dtype}"
+            )
         object.__setattr__(self, "deviation", check_weight(self.deviation, "the deviation of a reconstruction"))
         self._positive(1.0 if callable(self.deviation) else self.deviation)
 
@@ -138,6 +154,7 @@ class Steered:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", check_weight(self.scale, "guidance.scale"))
+        check_guidance(self.inside, "guidance.inside")
         if isinstance(self.score, type) or not isinstance(self.score, Score):
             raise UserError(f"guidance.score is an object such as Reward(function), got {self.score!r}")
 
@@ -174,6 +191,8 @@ class Steered:
 
     def combine(self, terms: Sequence[Term], predictions: Sequence[Prediction], x_t: Float[Tensor, "b *d"], level: Level) -> Prediction:
         prediction = self.inside.combine(terms, predictions, x_t, level)
+        if level.logsnr.item() < getattr(self.score, "low", -math.inf):
+            return prediction
         scale = evaluate(self.scale, level.logsnr.item())
         if isinstance(scale, Tensor) and scale.ndim:
             if len(scale) != len(x_t):

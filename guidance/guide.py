@@ -148,6 +148,12 @@ def is_guidance(value: Any) -> bool:
     return isinstance(value, Guidance) and not isinstance(value, type)
 
 
+def check_guidance(value: Any, name: str) -> None:
+    """UserError where a part of a guidance is none."""
+    if not is_guidance(value):
+        raise UserError(f"{name} is a guidance, such as CFG(2.0), got {value!r}; it is chosen by guidance@{name}=NAME")
+
+
 def _fields(guidance: Guidance) -> dict[str, Any]:
     return {f.name: getattr(guidance, f.name) for f in fields(guidance)} if is_dataclass(guidance) else {}
 

@@ -144,7 +144,11 @@ class GuidedDenoiser:
         """Every term's weights at a noise level, and the rows that are evaluated."""
         rows = []
         for term in self.terms:
-            weight = torch.as_tensor(evaluate(term.weight, logsnr), dtype=torch.float64).cpu()
+            found = evaluate(term.weight, logsnr)
+            try:
+                weight = torch.as_tensor(found, dtype=torch.float64).cpu()
+            except (TypeError, ValueError, RuntimeError):
+                raise UserError(f"a guidance weight is a number at every noise level, got {found!r} at logsnr {logsnr:.3g}") from None
             if weight.ndim and len(weight) != self.n:
                 raise UserError(f"{len(weight)} guidance weights were given for {self.n} samples")
             rows.append(weight.expand(self.n))

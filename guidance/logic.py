@@ -19,7 +19,7 @@ from torch import Tensor
 from guidance.condition import Condition
 from guidance.errors import UserError
 from guidance.evidence import Evidence, Remembering, Tracked
-from guidance.guide import Compose, Guidance, Term, Weight, check_weight, weighted_sum
+from guidance.guide import Bound, Compose, Guidance, Term, Weight, check_weight, weighted_sum
 from guidance.guided import GuidedDenoiser
 from guidance.parameterization import Prediction
 from guidance.process import Level
@@ -296,7 +296,8 @@ def _wide(weight: Float[Tensor, "b"], x_t: Tensor) -> Tensor:
 
 def _written(items: Sequence[tuple[Weight, Mapping[str, Any]]]) -> str:
     def one(weight: Weight, values: Mapping[str, Any]) -> str:
-        named = f"on({', '.join(f'{name}={value}' for name, value in values.items())})"
+        given = (name if isinstance(value, Bound) else f"{name}={value}" for name, value in values.items())
+        named = f"on({', '.join(given)})"
         return named if isinstance(weight, float) and weight == 1 else f"{weight} * {named}"
 
     return " + ".join(one(weight, values) for weight, values in items)

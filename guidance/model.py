@@ -249,8 +249,9 @@ class Model:
         shape_of = self.modality.shape_of
         shape = self.modality.shape if shape_of is None else shape_of(everyone[0].condition)
         size = min(batch_size or n, n)
-        for first in range(0, n, size):
-            rows = slice(first, min(first + size, n))
+        batches = -(-n // size)  # of as nearly the same size as can be: where samples of a batch interact, none is small
+        for k in range(batches):
+            rows = slice(k * n // batches, (k + 1) * n // batches)
             here = rebuilt(guidance, functools.partial(_some, rows=rows, n=n))
             yield sample(
                 self.denoisers,
@@ -263,7 +264,7 @@ class Model:
                 grid=grid,
                 schedule=schedule,
                 seed=seed,
-                first=first,
+                first=rows.start,
                 max_rows=max_rows,
                 project=self._projection(project, known, rows),
                 callbacks=callbacks,

@@ -120,6 +120,8 @@ def cheap(arguments: Sequence[str]) -> list[str]:
     elif command in ("sample", "evaluate", "experiment"):
         changes = ["sampler.steps=1"]
         changes += [f"n={min(int(value(given, 'n', '4')), 16)}"] if command == "sample" else ["n=20"]
+        if value(given, "sampler") == "feynman_kac":
+            changes.append("sampler.particles=1")
         if command == "evaluate":
             changes.append("scales=[-1,1]")
         if command == "experiment":

@@ -83,6 +83,14 @@ def test_what_was_measured_otherwise_is_refused(change: dict[str, Any], words: s
     assert error.count("\n") == 1 and "a and b cannot be compared" in error and words in error and not (here / "comparison").exists()
 
 
+def test_what_another_machine_rounds_otherwise_is_the_same(here: Path):
+    evaluation(here / "a", row(1.0, 0.9, 3.25))
+    evaluation(here / "b", row(1.0, 0.9, 3.25), real={**REAL, "frechet": 0.5 * (1 + 1e-6)})
+    assert run(["compare", "a", "b"]) == 0
+    evaluation(here / "c", row(1.0, 0.9, 3.25), real={**REAL, "frechet": 0.5 * (1 + 1e-3)})
+    assert run(["compare", "a", "c"]) == 2
+
+
 def test_another_number_of_samples_is_refused(here: Path, capsys: pytest.CaptureFixture[str]):
     evaluation(here / "a", row(1.0, 0.9, 3.25))
     evaluation(here / "b", {**row(1.0, 0.9, 3.25), "n": 51})

@@ -74,7 +74,8 @@ def page_folder(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, u
 def test_every_block_of_a_page_runs(name: str, shell: Shell, page_folder: Path):
     page = (ROOT / name).read_text(encoding="utf-8")
     if name in ONLY_COMPOSED:
-        (page_folder / "polyguide").write_text(f'#!/bin/sh\ntest "$1" = report || exec {shell.shims}/polyguide "$@" --cfg job >/dev/null\n')
+        others = 'test "$1" = report -o "$1" = compare'
+        (page_folder / "polyguide").write_text(f'#!/bin/sh\n{others} || exec {shell.shims}/polyguide "$@" --cfg job >/dev/null\n')
         (page_folder / "polyguide").chmod(0o755)
         page = page.replace("polyguide ", "./polyguide ")
     run_page(name, page, shell, before=BEFORE.get(name), change=CHANGED.get(name))
@@ -187,18 +188,23 @@ def unknown_names(text: str) -> list[str]:
     return found
 
 
+CHOICES = [path.read_text() for path in (ROOT / "configs" / "guidance").glob("*.yaml")]
+KEYS = r"^(\w+):|/guidance@(\w+):|- (evidence):"
+SETTINGS = {name for text in CHOICES for found in re.findall(KEYS, text, re.MULTILINE) for name in found if name}
+"""Of the config group guidance."""
+
+
 def named(parts: list[str]) -> bool:
     """Whether guidance has it: a module, a name in one, an attribute of that; or a setting of the command line."""
     thing, path = guidance, "guidance"
-    for k, part in enumerate(parts):
+    for part in parts:
         if hasattr(thing, part):
             thing = getattr(thing, part)
         else:
             try:
                 thing = importlib.import_module(f"{path}.{part}")
             except ImportError:
-                settings = {"scale", "terms", "inside", "low", "high", "outside"}  # of the config group guidance
-                return (k == 0 and part in settings) or part in ("py", "md")
+                return parts[0] in SETTINGS or part in ("py", "md")
         path = f"{path}.{part}"
     return True
 

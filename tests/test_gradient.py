@@ -1,5 +1,6 @@
 """Guidance by gradients, against exact classifiers, Gaussians whose tilts are known, and the papers' algorithms written anew."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,7 @@ from guidance import (
 from guidance.condition import ConditionEmbedding
 from guidance.noise import Stream, normal
 from guidance.parameterization import steered
+from guidance.schedule import inverse
 
 MEANS = torch.tensor([[-2.0, 0.0], [0.0, 1.0], [2.0, 0.0], [1.0, -2.0]])
 WORLD = Mixture(MEANS, [0.5, 0.3, 0.6, 0.4], [0.1, 0.4, 0.3, 0.2], {"y": [0, 1, 2, 1], "z": [0, 0, 1, 1]})
@@ -151,7 +153,7 @@ def test_what_is_not_asked_for_does_not_count():
 def test_a_linear_reward_shifts_a_gaussian_by_what_it_should(unchecked: None, sampler: Any):
     """N(m, s^2) tilted by exp(a x) is N(m + a s^2, s^2); through x0_hat that is exact at every noise level."""
     a = torch.tensor([2.0, -1.0])
-    guidance = Steered(CFG(), Reward(lambda x0: x0 @ a.to(x0)))
+    guidance = Steered(CFG(), Reward(lambda x0: x0 @ a.to(x0), low=-math.inf))
     found = sample(GAUSSIAN.denoiser(), (4000, 2), None, guidance, sampler, steps=100, seed=2)
     close(found.mean(0), torch.tensor([1.5, -0.5]) + 0.49 * a, 0.06 if isinstance(sampler, DDPM) else 0.03)
     close(found.std(0), torch.full((2,), 0.7), 0.02)
@@ -161,7 +163,7 @@ def test_a_linear_reward_shifts_a_gaussian_by_what_it_should(unchecked: None, sa
 def test_it_is_the_tilted_gaussians_denoiser(schedule: Any):
     a = torch.tensor([2.0, -1.0], dtype=torch.float64)
     tilted = Mixture(GAUSSIAN.means + 0.49 * a, 0.7).denoiser(schedule)
-    guided = GuidedDenoiser(GAUSSIAN.denoiser(schedule), Steered(CFG(), Reward(lambda x0: x0 @ a), 1.0), Condition(), 8)
+    guided = GuidedDenoiser(GAUSSIAN.denoiser(schedule), Steered(CFG(), Reward(lambda x0: x0 @ a, low=-math.inf), 1.0), Condition(), 8)
     for t in (0.05, 0.3, 0.6, 0.95):
         now = at(schedule, t)
         x_t = now.norm * draws()
@@ -446,7 +448,7 @@ def steep(x0: Tensor) -> Tensor:
 )
 def test_what_is_no_score_is_told_in_one_line(unchecked: None, function: Any, said: str):
     with pytest.raises(UserError, match=said) as told:
-        sample(WORLD.denoiser(), (3, 2), None, Steered(CFG(), Reward(function)), steps=2)
+        sample(WORLD.denoiser(), (3, 2), None, Steered(CFG(), Reward(function, low=-math.inf)), steps=2)
     assert "\n" not in str(told.value) and (RIGHT in str(told.value) or "gradient of" in str(told.value))
     if function is fails:
         assert isinstance(told.value.__cause__, RuntimeError)
@@ -478,3 +480,33 @@ def test_a_deviation_that_changes_has_to_be_positive_too():
 def test_there_is_no_density_of_a_gradient():
     with pytest.raises(UserError, match="Steered has no density"):
         GuidedDenoiser(WORLD.denoiser(), Steered(CFG(), Reward(square)), Condition(), 4).log_density(draws(4), at(Cosine(), 0.5))
+
+
+@pytest.mark.parametrize(("logsnr", "counts"), [(-6.5, False), (-5.5, True)])
+@pytest.mark.parametrize("score", [Reward(square), Reconstruction(torch.zeros(1, 2))], ids=["reward", "reconstruction"])
+def test_below_its_log_snr_a_score_of_clean_data_does_not_count(score: Any, logsnr: float, counts: bool):
+    """There a trained network's gradient is its error, and sigma^2 / alpha is large."""
+    t = inverse(Cosine(), torch.tensor(logsnr, dtype=torch.float64))
+    for low, expected in ((score.low, counts), (-math.inf, True), (0.0, False)):
+        guided = GuidedDenoiser(WORLD.denoiser(), Steered(CFG(), dataclasses.replace(score, low=low), 2.0), Condition(), 4)
+        found = guided(draws(4), at(Cosine(), float(t))).gradient
+        assert (found is not None) is expected
+        assert found is None or bool((found != 0).any())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Steered(None, Reward(square)), "guidance.inside is a guidance, such as CFG"),
+        (lambda: Steered(CFG, Reward(square)), "guidance.inside is a guidance, such as CFG"),
+        (lambda: Steered.by_classifier("folder"), "guidance.classifier is a classifier of noisy data"),
+        (lambda: Reconstruction([[0.0, 0.0]]), "values of a reconstruction are a tensor"),
+        (lambda: Reconstruction(torch.zeros(1, 2), mask=[1.0, 0.0]), "mask of a reconstruction are a tensor"),
+        (lambda: Reconstruction(torch.zeros(1, 2, dtype=torch.uint8)), "got torch.uint8"),
+    ],
+    ids=["none", "class", "classifier", "list", "mask", "bytes"],
+)
+def test_parts_of_another_kind_are_refused(unchecked: None, make: Callable[[], Any], said: str):
+    with pytest.raises(UserError, match=said) as told:
+        make()
+    assert "\n" not in str(told.value)

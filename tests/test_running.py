@@ -8,7 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidance import CFG, DDIM, Condition, GuidedDenoiser, Interval, Level, Mixture, Prediction, Term, UserError, level, on, sample
+from guidance import (
+    CFG,
+    DDIM,
+    Condition,
+    DynamicThreshold,
+    GuidedDenoiser,
+    Interval,
+    Level,
+    Mixture,
+    Prediction,
+    Rescale,
+    Term,
+    Threshold,
+    UserError,
+    level,
+    on,
+    sample,
+)
 from guidance.guide import Guidance, WeightedSum, nested, rebuilt, weighted_sum
 from guidance.noise import Stream, normal
 from guidance.parameterization import read_x0
@@ -275,3 +292,17 @@ def test_a_step_may_draw_more_noise_than_one():
     whole, drawn[:] = list(drawn), []
     sample(DENOISER, (10, 1), None, sampler=Draws(), steps=3, seed=5, first=90)
     assert all(torch.equal(a[90:100], b) for x, y in zip(whole, drawn, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("wrap", [Rescale, Threshold, DynamicThreshold, Interval, lambda inside: Interval(CFG(), outside=inside)])
+@pytest.mark.parametrize("inside", [None, 3.0, "apg", DDIM(), CFG])
+def test_what_is_no_guidance_goes_inside_no_rule(wrap: Any, inside: Any, unchecked: None):
+    with pytest.raises(UserError, match=r"guidance\.(inside|outside) is a guidance, such as CFG\(2\.0\), got .*guidance@guidance\."):
+        wrap(inside)
+
+
+def test_a_weight_that_is_no_number_is_refused_when_it_is_asked_for(unchecked: None):
+    with pytest.raises(UserError, match="a guidance weight is a number at every noise level, got 'a'"):
+        sample(DENOISER, (2, 1), Condition.of(side=[0, 1]), CFG(lambda logsnr: "a"), steps=2)  # type: ignore[arg-type,return-value]
+    with pytest.raises(UserError, match=r"guidance\.low is a number of logsnr, got 'a'"):
+        Interval(CFG(), "a", 3.0)  # type: ignore[arg-type]

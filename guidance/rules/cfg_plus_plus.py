@@ -21,7 +21,8 @@ class CFGPlusPlus:
     """x_s = alpha_s x0 + sigma_s eps_null: x0 from the guided noise eps_null + scale (eps_c - eps_null), the step on with the null's own.
 
     Chung et al. (2406.08070, algorithm 2), whose lambda is ``scale``, from 0 to 1; any number is taken. Scale 0 is the unconditional
-    model. No scale is the conditional one: at 1 x0 is its own, but the noise is still the null's. For the sampler `DDIM` alone.
+    model, where x0 is not clipped. No scale is the conditional one: at 1 x0 is its own, but the noise is still the null's. For the sampler
+    `DDIM` alone.
     """
 
     scale: Weight = 0.6

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from guidance.condition import Condition
 from guidance.errors import UserError
-from guidance.guide import CFG, Guidance, Term, Weight, evaluate
+from guidance.guide import CFG, Guidance, Term, Weight, check_guidance, evaluate
 from guidance.parameterization import Prediction
 from guidance.process import Level
+from guidance.rules.tools import check_number
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Interval:
     outside: Guidance = field(default_factory=CFG)
 
     def __post_init__(self) -> None:
+        check_guidance(self.inside, "guidance.inside")
+        check_guidance(self.outside, "guidance.outside")
+        for name in ("low", "high"):
+            check_number(getattr(self, name), f"guidance.{name}", "a number of logsnr", lambda bound: True)
         if not self.low <= self.high:
             raise UserError(f"an interval of logsnr needs low <= high, got {self.low} and {self.high}")
 

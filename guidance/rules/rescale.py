@@ -8,7 +8,7 @@ from torch import Tensor
 
 from guidance.condition import Condition
 from guidance.errors import UserError, one_of
-from guidance.guide import Guidance, Term
+from guidance.guide import Guidance, Term, check_guidance
 from guidance.parameterization import X0, Eps, Parameterization, Prediction, V
 from guidance.process import Level
 from guidance.rules.tools import check_number, moved, ratio, wide
@@ -32,6 +32,7 @@ class Rescale:
     space: str = "v"
 
     def __post_init__(self) -> None:
+        check_guidance(self.inside, "guidance.inside")
         check_number(self.factor, "Rescale's factor", "a number from 0 to 1", lambda factor: 0 <= factor <= 1)
         if self.space not in SPACES:
             raise one_of("space to rescale in", self.space, list(SPACES))

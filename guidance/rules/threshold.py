@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from guidance.condition import Condition
-from guidance.guide import Guidance, Term
+from guidance.guide import Guidance, Term, check_guidance
 from guidance.parameterization import X0, Prediction
 from guidance.process import Level
 from guidance.rules.tools import check_number, moved, wide
@@ -30,6 +30,7 @@ class Threshold:
     limit: float = 1.0
 
     def __post_init__(self) -> None:
+        check_guidance(self.inside, "guidance.inside")
         _check_limit(self.limit, "Threshold")
 
     def terms(self, condition: Condition) -> Sequence[Term]:
@@ -53,6 +54,7 @@ class DynamicThreshold:
     limit: float = 1.0
 
     def __post_init__(self) -> None:
+        check_guidance(self.inside, "guidance.inside")
         check_number(self.quantile, "DynamicThreshold's quantile", "a number from 0 to 1", lambda quantile: 0 <= quantile <= 1)
         _check_limit(self.limit, "DynamicThreshold")
 
