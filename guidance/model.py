@@ -251,7 +251,7 @@ class Model:
         size = min(batch_size or n, n)
         batches = -(-n // size)  # of as nearly the same size as can be: where samples of a batch interact, none is small
         for k in range(batches):
-            rows = slice(k * n // batches, (k + 1) * n // batches)
+            rows = slice(-(-k * n // batches), -(-(k + 1) * n // batches))
             here = rebuilt(guidance, functools.partial(_some, rows=rows, n=n))
             yield sample(
                 self.denoisers,

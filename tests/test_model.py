@@ -873,3 +873,9 @@ def test_words_of_a_sentence_that_was_dropped_are_not_known(trained: Path):
     assert not found.modality.known(condition.drop("infill"))[0].any()
     half = Condition(condition.values, {**condition.keep, "infill": torch.tensor([False, True])})
     assert found.modality.known(half)[0].flatten(1).any(1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("n", "batch_size", "sizes"), [(4, 3, [2, 2]), (7, 3, [3, 2, 2]), (6, 3, [3, 3]), (3, 2, [2, 1]), (5, 9, [5])])
+def test_batches_are_of_as_nearly_one_size_as_can_be(trained: Path, n: int, batch_size: int, sizes: list[int]):
+    """Where samples of a batch interact, the last must not be too small for that, after the others have been drawn."""
+    assert [len(x0) for x0 in load(trained).latents(n, {"topic": "pet"}, steps=1, batch_size=batch_size)] == sizes
