@@ -155,7 +155,9 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         return None
     text = " ".join(str(part) for part in (error, error.__cause__) if part)
     if found := re.search(r"Could not (?:override|delete from config|append to config)[^']*'([^']+)'", text):
-        key = found[1].split("@")[0]
+        key, _, place = found[1].partition("@")
+        if place:
+            return f"there is no {key} to choose at {place}: what is chosen for {place.split('.')[0]} has no such part"
         near = sorted(_nearby(key, command, arguments))
         if key in near and not any(argument.lstrip("~+").split("=")[0] == key for argument in arguments):
             return f"{' '.join(str(error).split())} (a config that overrides others begins with the line '# @package _global_')"

@@ -282,6 +282,10 @@ def test_training(refused: Any, settings: list[str], words: tuple[str, ...]):
     ("evaluate", "run is missing", "run=runs/digits"),
     ("sample run=run out=new guidance=compose guidance.terms=2*on(digit=3)", "guidance.terms", "quote"),
     ("sample run=run out=new oops", "'oops'"),
+    ("sample run=run out=new guidance@guidance.inside=apg", "no guidance to choose at guidance.inside", "guidance has no such part"),
+    ("sample run=run out=new guidance=rescale guidance.inside=apg", "guidance.inside is a guidance", "guidance@guidance.inside=NAME"),
+    ("sample run=run out=new guidance=interval guidance.outside=null", "guidance.outside is a guidance", "guidance@guidance.outside=NAME"),
+    ("sample run=run out=new guidance=classifier guidance.classifier=abc", "guidance.classifier is a classifier", "'abc'"),
     ("sample run=run out=new --oops", "--oops"),
     ("list oops", "oops"),
 )
