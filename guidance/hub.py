@@ -104,7 +104,7 @@ def fetched(name: Named) -> Path:
         if not (folder / checkpoint.CONFIG).read_bytes().startswith(b"format:"):
             raise UserError(f"{name.repo} on the hub is no polyguide model: its {checkpoint.CONFIG} is another program's")
         own = checkpoint.own_files(checkpoint.read_config(folder), folder)
-        wanted = [glob.escape(file) for file in (checkpoint.CONFIG, checkpoint.WEIGHTS, CARD, *own)]
+        wanted = [glob.escape(file) for file in (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.MOMENTS, CARD, *own)]
         folder = Path(snapshot_download(name.repo, revision=folder.name, allow_patterns=wanted))  # of the same commit
     for file in (checkpoint.WEIGHTS, *own):
         if not (folder / file).is_file():

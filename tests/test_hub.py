@@ -739,7 +739,8 @@ def shared(trained: Path, tmp_path: Path, server: Server) -> Repo:
 def test_a_model_is_fetched_and_draws_the_samples_of_its_run(trained: Path, shared: Repo, server: Server, tmp_path: Path):
     model = guidance.load("ada/digits")
     assert_same(model, guidance.load(trained))
-    assert server.files_fetched() == {"config.yaml", "model.safetensors", "README.md"}
+    assert server.files_fetched() == {"config.yaml", "model.safetensors", "moments.safetensors", "README.md"}
+    assert model.moments is not None  # so that it warns as the run does
     assert model.run is not None and model.run.is_relative_to(tmp_path / "hub") and model.run.name == shared.branches["main"]
 
 
