@@ -103,6 +103,17 @@ def own_files(config: Any, run: Path) -> list[str]:
     return [own_name(config, run)] if isinstance(config, str) and config.startswith(OWN) else []
 
 
+def own_contents(config: Any, run: Path) -> dict[str, bytes]:
+    """The run's own files, by name. UserError where one cannot be read."""
+    found = {}
+    for name in own_files(config, run):
+        try:
+            found[name] = (run / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"{run / name}, which the model needs, cannot be read: {error.strerror}") from None
+    return found
+
+
 def write_config(run: Path, config: Mapping[str, Any]) -> None:
     write_atomically(run / CONFIG, yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False, allow_unicode=True).encode())
 

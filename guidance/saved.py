@@ -66,12 +66,7 @@ def contents(model: Model, name: str) -> dict[str, bytes]:
         raise UserError("this model was not loaded from a run; load the run and save that")
     if other := [key for key in model.denoisers if key != "main"]:
         raise UserError(f"only one model can be saved, and this one refers to others: {', '.join(other)}; save each by itself")
-    files = {}
-    for file in checkpoint.own_files(model.config, model.run):
-        try:
-            files[file] = (model.run / file).read_bytes()
-        except OSError as error:
-            raise UserError(f"{model.run / file}, which the model needs, cannot be read: {error.strerror}") from None
+    files = checkpoint.own_contents(model.config, model.run)
     if (model.run / checkpoint.MOMENTS).is_file():
         files[checkpoint.MOMENTS] = (model.run / checkpoint.MOMENTS).read_bytes()
     saved_before = checkpoint.is_saved(model.run) and (model.run / CARD).is_file()

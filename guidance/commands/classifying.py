@@ -4,7 +4,6 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,7 +72,8 @@ def train_classifier(config: dict[str, Any], overrides: Sequence[str]) -> None:
     if place.is_main_process:
         if not going_on:
             clear(out, RUN_FILES)
-        for name, content in own_files(model).items():
+        files = {} if model is None or model.run is None else checkpoint.own_contents(model.config, model.run)
+        for name, content in files.items():
             checkpoint.write_atomically(out / name, content)
         checkpoint.write_config(out, made)
         if overrides:
@@ -120,20 +120,6 @@ def described(model: Model, own: Mapping[str, Any]) -> dict[str, Any]:
     facts |= {"attributes": {name: of for name, of in labels.items() if not asked or name in asked}, "width": width}
     inherited = {key: model.config[key] for key in FROM_THE_RUN if key in model.config}
     return {SECTION: facts, **inherited, "trainer": own["trainer"], "seed": own["seed"]}
-
-
-def own_files(model: Model | None) -> dict[str, bytes]:
-    """The files that the run keeps beside its config, which the classifier's config names as well; none where it has them."""
-    if model is None or model.run is None:
-        return {}
-    found = {}
-    for name in checkpoint.own_files(model.config, model.run):
-        path = Path(model.run, name)
-        try:
-            found[name] = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}, which the run needs, cannot be read: {error.strerror}") from None
-    return found
 
 
 def accuracy(rows: Sequence[Mapping[str, float]], classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
