@@ -1,5 +1,6 @@
 """Shapes in the core's signatures are enforced in all tests: this has to run before anything imports `guidance`."""
 
+import os
 from collections.abc import Iterator
 
 import jaxtyping
@@ -8,7 +9,9 @@ import torch
 
 # An int is a float here, as PEP 484 says; beartype asks to be told.
 jaxtyping.install_import_hook(["guidance"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
-torch.set_num_threads(1)  # the tensors are small, and threads that wait for each other on a shared core cost milliseconds a call
+# The tensors are small, and threads that wait for each other on a shared core cost milliseconds a call, also in processes begun here.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture
