@@ -7,7 +7,7 @@ DEMO := outputs/demo
 MODALITY ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-image demo-audio demo-text test lint types docs wheel clean
+.PHONY: help install demo demo-image demo-audio demo-text test bench lint types docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -47,6 +47,10 @@ demo-text: install
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+bench: install  ## measure speed and memory against peers, into outputs/bench
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-deps -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/all.py
 
 lint: install  ## ruff
 	$(BIN)/ruff check .

@@ -8,7 +8,6 @@ package does not; --same gives that to both. Prints JSON: the median time of eac
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 import torch
 from diffwave.model import DiffWave as Published
 from diffwave.params import params
+from models import machine
+from pairs import ratio, report
 
 from guidance import Condition, load
 from guidance.memory import keep_freed
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also our network under torch.compile")
     parser.add_argument("--same", action="store_true", help="the package, too, keeps freed memory")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
     model = Published(params)
@@ -104,17 +106,13 @@ def main() -> None:
             for pipe in pipes:
                 pipe.send(False)
             a, b = (torch.from_numpy(output) for output in outputs)
-            medians = [statistics.median(of[2:]) for of in times]  # two to warm up
+            own, theirs = (of[2:] for of in times)  # two to warm up
             name = f"{'compiled' if compiled else 'eager'}, {'bf16' if half else 'fp32'}"
+            seconds = {"seconds": statistics.median(own), "published, seconds": statistics.median(theirs)}
             error = float((a - b).norm() / b.norm())
-            results.append(
-                {"ours": name, "seconds": medians[0], "published_seconds": medians[1], "ratio": medians[1] / medians[0], "error": error}
-            )
-    print(
-        json.dumps(
-            {"threads": options.threads, "clips": BATCH, "samples": SAMPLES, "same_memory": options.same, "results": results}, indent=1
-        )
-    )
+            results.append({"ours": name, **seconds, "times as fast": ratio(theirs, own), "error": error})
+            print(results[-1], flush=True)
+    report("diffwave-base", results, {**machine(), "threads": options.threads, "same memory": options.same}, options.out)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ class Standardized(nn.Module):
     `project` keeps every element within the range of the training data.
     """
 
+    anchored = False
+
     mean: Tensor
     deviation: Tensor
     least: Tensor
@@ -56,6 +58,8 @@ class Standardized(nn.Module):
 
 class Pixels(nn.Module):
     """uint8 pixels 0 .. 255 as x0 from -1 to 1, and back by rounding; projected by a clamp to [-clip, clip], where there is one."""
+
+    anchored = False
 
     def __init__(self, clip: float | None = 1.0):
         super().__init__()

@@ -1,5 +1,6 @@
 """Evaluating guidance: K terms -> one network call -> one prediction."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +17,14 @@ from guidance.errors import UserError, one_of
 from guidance.guide import Guidance, PerRun, Term, evaluate, is_guidance, nested, rebuilt
 from guidance.parameterization import Prediction
 from guidance.process import Level
+
+Read = Callable[[Denoiser, Tensor, Context, Tensor | None], tuple[Tensor, ...]]
+"""(denoiser, x_t, context, x0_hat) -> tensors, a row a sample."""
+
+
+def onto(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the CPU on another device, which is not waited for."""
+    return tensor.to(device, non_blocking=True)
 
 
 def _rows(context: Context, index: Int[Tensor, "r"]) -> Context:
@@ -71,7 +80,7 @@ class GuidedDenoiser:
     Made for one run of ``n`` samples: terms that say the same of a sample are merged, and all conditions are embedded once.
     At each level only rows of non-zero weight (and those of terms that are `always` made) are evaluated, in one call, or in calls of at
     most ``max_rows`` rows. Where a part of the guidance ``differentiates``, so that x_t's gradient is asked for, the network is called
-    for that.
+    for that. A call that runs out of a GPU's memory is made again in halves, and ``max_rows`` is what fitted.
 
     ``terms`` are those of the guidance, where they are made already. ``rows`` counts the network evaluations so far (one row of one call
     each), ``calls`` the calls.
@@ -184,7 +193,7 @@ class GuidedDenoiser:
             together = Condition.cat([term.condition for term, u in zip(self.terms, used, strict=True) if u]).to(self.device)
             kept = mine[used].flatten()
             if len(together) and not bool(kept.all()):
-                together = together.rows(kept.nonzero().flatten().to(self.device))
+                together = together.rows(onto(kept.nonzero().flatten(), self.device))
             row = (mine.flatten().cumsum(0) - 1).view(mine.shape)
             for (j, k), same in self._same.items():
                 row[k] = torch.where(same & ~mine[k], row[j], row[k])
@@ -223,10 +232,10 @@ class GuidedDenoiser:
                 continue
             context = embedded.context
             if len(part) != embedded.rows or bool((part != torch.arange(len(part))).any()):
-                context = _rows(context, part.to(self.device))
+                context = _rows(context, onto(part, self.device))
             everyone = len(who) == self.n and bool((who == torch.arange(self.n)).all())
-            known = None if bool(shown.all()) else shown.to(self.device)
-            calls.append(_Call(None if everyone else who.to(self.device), len(who), context, known))
+            known = None if bool(shown.all()) else onto(shown, self.device)
+            calls.append(_Call(None if everyone else onto(who, self.device), len(who), context, known))
         return calls
 
     @torch.no_grad()
@@ -270,7 +279,7 @@ class GuidedDenoiser:
 
     def _evaluated(
         self,
-        read: Callable[[Denoiser, Tensor, Context, Tensor | None], tuple[Tensor, ...]],
+        read: Read,
         x_t: Tensor,
         level: Level,
         x0_hat: Tensor | None,
@@ -279,15 +288,8 @@ class GuidedDenoiser:
         weights, live = self._weights(level.logsnr.item()) if self._static is None else self._static
         counts = live.sum(1).tolist()
         parts: dict[int, tuple[Tensor, ...]] = {}
-        for model, calls in self._plan(live).items():
-            outputs = []
-            for call in calls:
-                x, hint = (t if t is None or call.samples is None else t[call.samples] for t in (x_t, x0_hat))
-                assert x is not None
-                if hint is not None and call.guess is not None:
-                    hint = torch.where(call.guess.view(-1, *(1,) * (hint.ndim - 1)), hint, 0.0)
-                outputs.append(read(self.denoisers[model], x, call.context, hint))
-                self.calls, self.rows = self.calls + 1, self.rows + call.rows
+        for model in self._embedded:
+            outputs = self._called(read, model, live, x_t, x0_hat)
             mine = [k for k, term in enumerate(self.terms) if term.model == model and counts[k]]
             if mine:
                 sizes = [counts[k] for k in mine]
@@ -296,6 +298,30 @@ class GuidedDenoiser:
         self._copy(parts, live, level)
         order = sorted(parts)
         return [replace(self.terms[k], weight=self._spread(weights[k], x_t)) for k in order], [parts[k] for k in order]
+
+    def _called(self, read: Read, model: str, live: Bool[Tensor, "k b"], x_t: Tensor, x0_hat: Tensor | None) -> list[tuple[Tensor, ...]]:
+        """What ``read`` gives for each call of a model; where a GPU's memory runs out, the calls from then on have half as many rows."""
+        while True:
+            calls = self._plan(live)[model]
+            outputs: list[tuple[Tensor, ...]] = []
+            try:
+                for call in calls:
+                    x, hint = (t if t is None or call.samples is None else t[call.samples] for t in (x_t, x0_hat))
+                    assert x is not None
+                    if hint is not None and call.guess is not None:
+                        hint = torch.where(call.guess.view(-1, *(1,) * (hint.ndim - 1)), hint, 0.0)
+                    outputs.append(read(self.denoisers[model], x, call.context, hint))
+            except torch.OutOfMemoryError:
+                if (largest := max(call.rows for call in calls)) == 1:
+                    raise
+                self.max_rows = -(-largest // 2)
+            else:
+                self.calls, self.rows = self.calls + len(calls), self.rows + sum(call.rows for call in calls)
+                return outputs
+            outputs.clear()  # outside of the handler, whose traceback holds what the call has made
+            self._calls.clear()
+            torch.cuda.empty_cache()
+            warnings.warn(f"out of memory at {largest} rows a network call; going on with max_rows={self.max_rows}", stacklevel=2)
 
     def _copy(self, parts: dict[int, tuple[Tensor, ...]], live: Bool[Tensor, "k b"], level: Level) -> None:
         """What terms that are always made say of samples of which an earlier term says the same."""
@@ -306,7 +332,7 @@ class GuidedDenoiser:
             rows = same & live[j] & ~live[k]
             if not bool(always[k]) or not bool(rows.any()):
                 continue
-            there = rows.to(parts[j][0].device)
+            there = onto(rows, parts[j][0].device)
 
             def chosen(a: Tensor, b: Tensor, there: Tensor = there) -> Tensor:
                 return torch.where(there.view(-1, *(1,) * (a.ndim - 1)), a, b)
@@ -317,14 +343,14 @@ class GuidedDenoiser:
     def _whole(self, part: Tensor, live: Bool[Tensor, "b"]) -> Tensor:
         if len(part) == self.n:
             return part
-        index = live.nonzero().flatten().to(part.device)
+        index = onto(live.nonzero().flatten(), part.device)
         return part.new_zeros((self.n, *part.shape[1:])).index_copy(0, index, part)
 
     def _spread(self, weight: Float[Tensor, "b"], x_t: Float[Tensor, "b *d"]) -> float | Tensor:
         """A number where all samples have the same weight, else [b, 1, ..., 1]."""
         if bool((weight == weight[0]).all()):
             return float(weight[0])
-        return weight.to(x_t).view(-1, *(1,) * (x_t.ndim - 1))
+        return onto(weight.to(x_t.dtype), x_t.device).view(-1, *(1,) * (x_t.ndim - 1))
 
 
 def detached(prediction: Prediction) -> Prediction:

@@ -393,6 +393,35 @@ def test_chunked_batched_and_sequential_are_the_same(name: str, max_rows: int, h
         same(batched, Prediction(sum(w * p.x0 for w, p in sequential), sum(w * p.eps for w, p in sequential)))
 
 
+class Small(Counting):
+    """A network on a GPU whose memory is enough for some rows only."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room = room
+
+    def __call__(self, x_t: Tensor, *arguments: Any) -> Tensor:
+        if len(x_t) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(x_t, *arguments)
+
+
+@pytest.mark.parametrize(("room", "fits"), [(24, 24), (23, 12), (7, 6), (3, 3), (1, 1)])
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_calls_shrink_to_what_memory_allows(room: int, fits: int):
+    whole, small = guided(GUIDANCES["compose"], model=Counting()), guided(GUIDANCES["compose"], model=(network := Small(room)))
+    same(small(X, LEVEL), whole(X, LEVEL))
+    assert small.rows == whole.rows == 24 and small.calls == math.ceil(24 / fits) and max(network.calls) == fits
+    before = len(network.calls)
+    small(X, LEVEL)
+    assert network.calls[before:] == [fits] * (24 // fits) + [24 % fits] * bool(24 % fits)  # it is known by now what fits
+
+
+def test_memory_for_not_even_one_row_is_said():
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match=r"out of memory at 24 rows a network call.*max_rows=12"):
+        guided(GUIDANCES["compose"], model=Small(0))(X, LEVEL)
+
+
 def test_no_call_has_more_than_max_rows():
     network = Counting()
     guided(GUIDANCES["compose"], model=network, max_rows=5)(X, LEVEL)

@@ -13,7 +13,7 @@ from guidance.condition import Condition
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError
 from guidance.guide import CFG, Guidance, Term, nested
-from guidance.guided import GuidedDenoiser, evaluating
+from guidance.guided import GuidedDenoiser, evaluating, onto
 from guidance.noise import Stream, normal
 from guidance.parameterization import Prediction, read_x0, steered
 from guidance.process import CLEAN, Level, level
@@ -156,14 +156,14 @@ def sample(
     predict = Predict(guided, schedule, project)
     times = (grid or Uniform())(schedule, steps)
     levels = [level(schedule, t, t) for t in times] + [CLEAN]
-    x = normal(seed, Stream.START, 0, first, shape).to(device) * levels[0].norm
+    x = onto(normal(seed, Stream.START, 0, first, shape), device) * levels[0].norm
     past: Past | None = None
     with evaluating([d.network for d in guided.denoisers.values()]):
         for k, (now, then) in enumerate(pairwise(levels), start=1):
 
             def draw(again: int = 0, k: int = k) -> Tensor:
                 stream, step = (Stream.AGAIN, (again << 32) + k) if again else (Stream.STEP, k)
-                return normal(seed, stream, step, first, shape).to(device)
+                return onto(normal(seed, stream, step, first, shape), device)
 
             x, prediction = sampler.step(predict, x, now, then, draw, past)
             past = prediction, now

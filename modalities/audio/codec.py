@@ -42,6 +42,8 @@ class Waveform(nn.Module):
         scale: the root mean square of the data; found by `fit` where it is not given.
     """
 
+    anchored = False
+
     scale: Tensor
 
     def __init__(self, length: int, scale: float | None = None):
@@ -95,6 +97,8 @@ class MDCT(nn.Module):
         bins: N, samples a frame.
         power: 1 leaves the range as it is.
     """
+
+    anchored = False
 
     scale: Tensor
     transform: Tensor

@@ -7,8 +7,9 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
-from guidance.condition import Condition, ConditionEmbedding, ConditionSpec, NullEmbedding
+from guidance.condition import ByName, Condition, ConditionEmbedding, ConditionSpec, NullEmbedding
 from guidance.denoiser import NoiseEmbedding
 from guidance.errors import UserError
 from guidance.schedule import Discrete
@@ -90,6 +91,18 @@ def tanh(x: Tensor) -> Tensor:
     return 2 * (2 * x).sigmoid_() - 1 if x.dtype == torch.float32 else x.tanh()
 
 
+def together(x: Float[Tensor, "b c l"]) -> Float[Tensor, "b c 1 l"]:
+    """With the channels of a position side by side in memory: convolutions of few channels are up to twice as fast on them."""
+    return x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+
+
+def convolved(layer: nn.Conv1d, x: Float[Tensor, "b c 1 l"], rows: slice = slice(None)) -> Float[Tensor, "b outputs 1 l"]:
+    """A layer's convolution (some rows of its outputs) of what `together` gives."""
+    assert layer.bias is not None
+    place = {"padding": (0, int(layer.padding[0])), "dilation": (1, int(layer.dilation[0]))}
+    return functional.conv2d(x, layer.weight[rows].unsqueeze(2), layer.bias[rows], **place)
+
+
 class ResidualLayer(nn.Module):
     """y = tanh(filter) sigmoid(gate) of a dilated convolution of x + noise, plus condition; (x + residual(y)) / sqrt 2, and a skip."""
 
@@ -99,14 +112,15 @@ class ResidualLayer(nn.Module):
         self.output = convolution(channels, 2 * channels)
 
     def forward(
-        self, x: Float[Tensor, "b c l"], noise: Float[Tensor, "b c 1"], condition: Float[Tensor, "b c2 #l"] | None
-    ) -> tuple[Float[Tensor, "b c l"], Float[Tensor, "b c l"]]:
-        y = self.dilated(x + noise)
+        self, x: Float[Tensor, "b c 1 l"], noise: Float[Tensor, "b c 1 1"], condition: Float[Tensor, "b c2 1 #l"] | None
+    ) -> tuple[Float[Tensor, "b c 1 l"], Float[Tensor, "b c 1 l"]]:
+        y = convolved(self.dilated, x + noise)
         if condition is not None:
             y += condition
         gate, filtered = y.chunk(2, 1)
-        residual, skip = self.output(gate.sigmoid() * tanh(filtered)).chunk(2, 1)
-        return (x + residual).mul_(math.sqrt(0.5)), skip
+        y = gate.sigmoid() * tanh(filtered)
+        c = x.shape[1]  # in two, for halves of a tensor are not in one piece, and slow to add
+        return convolved(self.output, y, slice(c)).add_(x).mul_(math.sqrt(0.5)), convolved(self.output, y, slice(c, None))
 
 
 class DiffWave(nn.Module):
@@ -156,7 +170,7 @@ class DiffWave(nn.Module):
         self.labels = ConditionEmbedding(labels, LABEL_WIDTH)
         self.label_projection = nn.Linear(LABEL_WIDTH, layers * 2 * channels) if labels else None
         positions = shape[-1] // patch
-        self.mels = nn.ModuleDict()
+        self.mels = ByName()
         for name, spec in conditions.items():
             if isinstance(spec, Mel):
                 upsampler = MelUpsampler(strides_of(spec.hop * positions / spec.length))
@@ -168,17 +182,17 @@ class DiffWave(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def embed(self, condition: Condition) -> tuple[Float[Tensor, "b layers c2 #l"] | None, ...]:
+    def embed(self, condition: Condition) -> tuple[Float[Tensor, "b layers #l c2"] | None, ...]:
         """What each layer adds after its dilated convolution: of the attributes, and of the mels."""
         depth = len(self.layers)
         label = self.labels(condition)
         bias = None
         if label is not None and self.label_projection is not None:
-            bias = rearrange(self.label_projection(label), "b (layers c) -> b layers c 1", layers=depth)
+            bias = rearrange(self.label_projection(label), "b (layers c) -> b layers 1 c", layers=depth)
         mels = []
         for name, part in self.mels.items():
             spread = part["upsampler"](part["given"](condition.values[name], condition.keep[name]))
-            mels.append(rearrange(part["projection"](spread), "b (layers c) l -> b layers c l", layers=depth))
+            mels.append(rearrange(part["projection"](spread), "b (layers c) l -> b layers l c", layers=depth).contiguous())
         if mels:
             return (sum(mels, start=bias if bias is not None else 0),)
         return (bias,)
@@ -205,11 +219,13 @@ class DiffWave(nn.Module):
         self, shown: Float[Tensor, "b p l"], logsnr: Float[Tensor, "b"], context: tuple[Tensor | None, ...]
     ) -> Float[Tensor, "b channels l"]:
         """The sum of all layers' skips, by the root of their number."""
-        x = self.input(torch.cat([shown, shown.abs() - MEAN_SIZE], 1) if self.mask else shown).relu()
+        x = together(self.input(torch.cat([shown, shown.abs() - MEAN_SIZE], 1) if self.mask else shown).relu())
         (condition,) = context
-        noise = self.noise_projection(self.noise(logsnr)).to(x.dtype).unflatten(1, (len(self.layers), self.channels, 1))
+        noise = self.noise_projection(self.noise(logsnr)).to(x.dtype).unflatten(1, (len(self.layers), self.channels, 1, 1))
         total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-        for k, layer in enumerate(self.layers):
-            x, skip = layer(x, noise[:, k], None if condition is None else condition[:, k])
+        # Taken apart once: the gradient of each layer's own piece would be as large as the whole.
+        conditions = [None] * len(self.layers) if condition is None else [part.mT.unsqueeze(2) for part in condition.unbind(1)]
+        for layer, shift, given in zip(self.layers, noise.unbind(1), conditions, strict=True):
+            x, skip = layer(x, shift, given)
             total += skip
-        return (total * math.sqrt(1 / len(self.layers))).to(x.dtype)
+        return (total * math.sqrt(1 / len(self.layers))).to(x.dtype).squeeze(2)

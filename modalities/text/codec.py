@@ -124,6 +124,10 @@ class Embeddings(nn.Module):
         """The mean vector under the probabilities that these logits, divided by the temperature, stand for."""
         return (self.logits(y) / temperature).softmax(-1) @ self.vectors
 
+    @property
+    def anchored(self) -> bool:
+        return self.read is not None or bool(self.weights["rounding"])
+
     def anchor_loss(self, raw: Int[Tensor, "b length"], x0_hat: Float[Tensor, "b length width"], level: Level) -> Float[Tensor, "b"]:
         loss = x0_hat.new_zeros(len(x0_hat))
         if self.read is not None:

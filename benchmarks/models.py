@@ -1,0 +1,85 @@
+"""Each modality's small preset as the benchmarks use it: its own config, untrained, with every weight shaken so that nothing is zero."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guidance.config import build
+from guidance.hydra import composed
+from guidance.model import Model, assemble
+
+PRESETS: dict[str, list[str]] = {
+    "image": ["modality=image", "data=digits"],
+    "audio": ["modality=audio", "data=notes"],
+    "text": ["modality=text", "data=trec", "modality.codec.kind=random"],  # vectors of a language model cost minutes, and the same time
+}
+ROWS = {"image": 128, "audio": 16, "text": 32}  # of one network call
+TERMS: dict[str, list[dict[str, Any]]] = {
+    "image": [{"digit": 3}, {"digit": 8}, {"stroke": "bold"}],
+    "audio": [{"instrument": "violin"}, {"pitch": 60}, {"loudness": "loud"}],
+    "text": [{"topic": "human"}, {"topic": "location"}, {"length": "short"}],
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    model: Model
+    config: dict[str, Any]
+
+
+def preset(kind: str, *overrides: str, fit: bool = False) -> Preset:
+    """The model of a preset. ``fit`` measures what its codec needs of the data, as training does."""
+    torch.manual_seed(0)
+    config = composed("train", [*PRESETS[kind], "out=unused", *overrides])
+    modality, denoiser = assemble(config)
+    if fit:
+        modality.codec.fit(modality.data.train)
+    for parameter in modality.modules().parameters():
+        nn.init.normal_(parameter, std=0.02) if parameter.ndim > 1 else None
+    modality.modules().eval()
+    return Preset(Model(modality, {"main": denoiser}, config), config)
+
+
+def trainer_of(config: dict[str, Any], **settings: Any) -> Any:
+    return build({**config["trainer"], **settings}, "trainer")
+
+
+class Recorded(nn.Module):
+    """A network that keeps what it is called with."""
+
+    def __init__(self, inner: Any):
+        super().__init__()
+        self.inner, self.calls, self.embedded = inner, list[tuple[Any, ...]](), 0
+
+    def embed(self, condition: Any) -> Any:
+        self.embedded += 1
+        return self.inner.embed(condition)
+
+    def forward(self, *arguments: Any) -> Tensor:
+        self.calls.append(arguments)
+        made: Tensor = self.inner(*arguments)
+        return made
+
+
+def bare(network: Callable[..., Tensor], call: tuple[Any, ...], times: int) -> Callable[[], None]:
+    """Nothing but forward passes, with the same input."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            for _ in range(times):
+                network(*call)
+
+    return forward
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
