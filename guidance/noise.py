@@ -59,8 +59,8 @@ def normal(seed: int, stream: int, step: int, first: int, shape: tuple[int, ...]
     return torch.from_numpy(np.ascontiguousarray(z[:, :size])).reshape(shape)
 
 
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of ``n`` items in an epoch."""
+def permutation(seed: int, epoch: int, n: int, part: int = 0) -> np.ndarray:
+    """The order of ``n`` items in an epoch, or in a ``part`` of one."""
     key = np.array([seed & (2**64 - 1), Stream.ORDER], dtype=np.uint64)
-    counter = np.array([0, 0, epoch, 0], dtype=np.uint64)
+    counter = np.array([0, 0, epoch, part], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter)).permutation(n)

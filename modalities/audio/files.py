@@ -5,6 +5,7 @@ import sys
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +32,20 @@ def read_audio(path: str | Path, rate: int, notice: bool = True) -> Float[Tensor
 
     Raises: Unreadable for what is not there, not audio, empty, or not finite.
     """
-    import soundfile
-
     path = Path(path).expanduser()
     if not path.is_file():
         raise Unreadable(f"{path}: there is no such sound file")
     if not path.stat().st_size:
         raise Unreadable(f"{path} is an empty file")
+    return mono(path, str(path), rate, notice)
+
+
+def mono(source: Any, path: str, rate: int, notice: bool = True) -> Float[Tensor, "samples"]:
+    """As `read_audio`, of a path or an open file; ``path`` is what messages call it."""
+    import soundfile
+
     try:
-        samples, own_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, own_rate = soundfile.read(source, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         reason = str(error).split(": ")[-1].rstrip(".") or type(error).__name__
         raise Unreadable(f"{path} is not a sound file that can be read ({reason})") from None
@@ -49,8 +55,8 @@ def read_audio(path: str | Path, rate: int, notice: bool = True) -> Float[Tensor
         raise Unreadable(f"{path} holds samples that are not finite")
     if samples.shape[1] > 1 and notice:
         print(f"{path}: {samples.shape[1]} channels, mixed down to one", file=sys.stderr)
-    mono = torch.from_numpy(samples.astype(np.float64).mean(1)).float()
-    return mono if own_rate == rate else resampler(own_rate, rate)(mono)
+    wave = torch.from_numpy(samples.astype(np.float64).mean(1)).float()
+    return wave if own_rate == rate else resampler(own_rate, rate)(wave)
 
 
 @lru_cache(maxsize=16)

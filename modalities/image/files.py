@@ -1,7 +1,8 @@
 """Images that are decoded when they are asked for: any folder, any data set of the hub; with captions, where there are some."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from guidance.bridges.transformers import Prompt
 from guidance.condition import Condition, ConditionSpec, Label
 from guidance.errors import UserError, one_of
+from guidance.modality import Blocks
 from guidance.split import every_fifth
 from modalities import assets
 
@@ -28,6 +30,8 @@ def load_hub(dataset: str, config: str | None = None) -> Any:
     except ImportError:
         raise UserError("data sets of the hub need one more package: pip install 'polyguide[hub]'") from None
     try:
+        if Path(dataset, "dataset_dict.json").is_file():  # as save_to_disk leaves it
+            return datasets.load_from_disk(dataset)
         return datasets.load_dataset(dataset, config)
     except Exception as error:  # the library raises many kinds: offline, not found, gated, no such config
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -53,13 +57,18 @@ def to_pixels(image: Any, size: int | None, channels: int) -> UInt8[Tensor, "c h
 
 @dataclass(frozen=True)
 class Opened:
-    """Images that are decoded when they are asked for: a `Split`. ``open(i)`` gives a PIL image, ``condition`` is of all images."""
+    """Images that are decoded when they are asked for: a `Split`. ``open(i)`` gives a PIL image, ``condition`` is of all images.
+
+    ``more(rows)`` gives further attributes, which are too large to be held for all images; ``blocks`` says where the images lie.
+    """
 
     open: Any
     index: Int[Tensor, "n"]
     size: int | None
     channels: int
     condition: Condition
+    more: Callable[[Sequence[int]], Condition] | None = None
+    blocks: Blocks | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -67,7 +76,11 @@ class Opened:
     def __getitems__(self, index: list[int]) -> tuple[UInt8[Tensor, "b c h w"], Condition]:
         rows = self.index[torch.as_tensor(index)]
         pixels = torch.stack([to_pixels(self.open(int(row)), self.size, self.channels) for row in rows])
-        return pixels, self.condition.rows(rows)
+        condition = self.condition.rows(rows)
+        if self.more is not None:
+            more = self.more(rows.tolist())
+            condition = Condition({**condition.values, **more.values}, {**condition.keep, **more.keep})
+        return pixels, condition
 
 
 def captioned(labels: Mapping[str, Tensor], prompt: Prompt | None, captions: Sequence[str | None]) -> Condition:
@@ -93,7 +106,11 @@ def read_captions(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"data.captions: there is no file {path}")
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}: 0x{error.object[error.start]:02x})") from None
+    for number, line in enumerate(re.split(r"\r\n?|\n", text), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -178,11 +195,12 @@ class Folder:
         for path, k in tqdm(candidates, desc="checking images", unit="image", disable=len(candidates) < 2000):
             try:
                 image = self._decode(path)
-            except (OSError, SyntaxError, ValueError) as error:
+            except Exception as error:  # of a broken file, whatever the format's reader comes upon
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
                 if self.skip_broken:
-                    print(f"skipped {path}: {error}")
+                    print(f"skipped {path}: {reason}")
                     continue
-                raise UserError(f"{path} is not a readable image ({error}); mend it, or pass data.skip_broken=true") from None
+                raise UserError(f"{path} is not a readable image ({reason}); mend it, or pass data.skip_broken=true") from None
             kind = (image.size if self.size is None else None, image.mode if self.channels is None else None)
             if first is None:
                 first = (path, *kind)
@@ -197,11 +215,13 @@ class Folder:
 
     @staticmethod
     def _decode(path: Path) -> Any:
-        from PIL import Image
+        """The first picture of a file, upright as its EXIF data says."""
+        from PIL import Image, ImageOps
 
         with Image.open(path) as image:
             image.load()
-            return image.copy() if image.mode != "P" else image.convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            return upright if upright.mode != "P" else upright.convert("RGB")
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -240,6 +260,9 @@ class Folder:
         return {"classes": list(self._classes), "channels": channels, "height": height, "width": width}
 
 
+PIECES = 16  # of images that lie together, which are mixed
+
+
 def one_caption(caption: Any) -> str | None:
     """Of several captions for an image."""
     return next(iter(caption), None) if isinstance(caption, list) else caption
@@ -255,6 +278,8 @@ class Hub:
         captions: the column of captions, which are the attribute ``prompt`` (of several for an image, the first); encoder, tokens: what
             reads them, as for `Folder`.
         size, channels: what images are made to be.
+        together: images of which so many, as they lie, are mixed in training, so that a data set larger than memory is read nearly in
+            turn; None mixes all.
         classes: the names of each label column's classes (found by looking).
 
     Where the data set has no test split, every fifth item of the first label is held out.
@@ -269,10 +294,13 @@ class Hub:
     encoder: str | None = None
     tokens: int = 77
     config: str | None = None
+    together: int | None = None
     classes: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         check(self.size, self.channels, self.labels)
+        if self.together is not None and self.together < PIECES:
+            raise UserError(f"data.together is a number of images that are mixed, at least {PIECES}, got {self.together}")
         self._prompt = prompt_of(self.captions, self.encoder, self.tokens)
 
     @property
@@ -305,9 +333,18 @@ class Hub:
 
     def _split(self, rows: Any, index: Tensor | None = None) -> Opened:
         labels = {name: torch.tensor(rows[name]) for name in self.labels}
-        texts = [one_caption(text) for text in rows[self.captions]] if self.captions else []
         index = torch.arange(len(rows)) if index is None else index
-        return Opened(lambda i: rows[i][self.image], index, self.size, self.channels, captioned(labels, self._prompt, texts))
+        blocks = None
+        if self.together is not None:
+            piece = self.together // PIECES
+            blocks = Blocks(np.searchsorted(index.numpy(), np.arange(0, len(rows) + piece, piece)), PIECES)
+
+        def prompts(of: Sequence[int]) -> Condition:
+            texts = rows.select_columns([self.captions])[list(of)][self.captions]
+            return captioned({}, self._prompt, [one_caption(text) for text in texts])
+
+        more = prompts if self.captions else None
+        return Opened(lambda i: rows[i][self.image], index, self.size, self.channels, captioned(labels, None, []), more, blocks)
 
     @cached_property
     def _held_out(self) -> tuple[Tensor, Tensor]:
