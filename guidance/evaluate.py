@@ -141,11 +141,13 @@ class Reference:
             "recall": recall,
             "diversity": lambda index: measures.diversity(features[index], label[index]),
         }
-        return {
-            "accuracy": estimate.share(logits.argmax(-1) == label),
-            "precision": estimate.share(measures.within(features, real, radius)),
-            **{name: estimate.statistic(function, len(features)) for name, function in statistics.items()},
-        }
+        with torch.random.fork_rng(devices=[]):  # torchmetrics' inception score sums in a random order: let it be the same one for all
+            torch.manual_seed(0)
+            return {
+                "accuracy": estimate.share(logits.argmax(-1) == label),
+                "precision": estimate.share(measures.within(features, real, radius)),
+                **{name: estimate.statistic(function, len(features)) for name, function in statistics.items()},
+            }
 
     def together(self, metrics: Metrics, samples: Any) -> dict[str, Estimate]:
         known: dict[bytes, Mapping[str, float]] = {}  # all quantities of a group of samples are made at once

@@ -1,7 +1,7 @@
 """A trained model, ready to sample: what `guidance.load` gives."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from guidance.gradient import Steered
 from guidance.guide import CFG, Bound, Compose, Guidance, PerModel, PerSample, Term, Weight, nested, rebuilt, weight_rows
 from guidance.logic import Either
 from guidance.modality import Modality
+from guidance.parameterization import Parameterization
 from guidance.sampler import Callback, Grid, Sampler, sample
 from guidance.schedule import Schedule
 
@@ -39,9 +40,25 @@ def assemble(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
     parts = {key: build(config[key], key) for key in ("data", "network", "schedule", "parameterization")}
     modality: Modality = build(config["modality"], "modality", data=parts["data"], network=parts["network"])
     parts["parameterization"] = with_codec(parts["parameterization"], modality)
+    for key, is_one in (
+        ("modality", isinstance(modality, Modality)),
+        ("parameterization", isinstance(parts["parameterization"], Parameterization)),
+        ("schedule", schedules(parts["schedule"])),
+    ):
+        if not is_one:
+            raise UserError(f"the config's {key} is none: {config[key]['_target_']} is something else")
     network = modality.network
     again, null = (bool(getattr(network, name, default)) for name, default in (("self_condition", False), ("null_self_condition", True)))
     return modality, Denoiser(network, parts["schedule"], parts["parameterization"], again, null)
+
+
+def schedules(part: Any) -> bool:
+    """Whether this is a `Schedule`, which only calling it can tell."""
+    try:
+        alpha, sigma = part(torch.tensor(0.5, dtype=torch.float64))
+        return isinstance(alpha, Tensor) and isinstance(sigma, Tensor)
+    except Exception:  # of whatever it is
+        return False
 
 
 def with_codec(part: Any, modality: Modality) -> Any:
@@ -218,8 +235,12 @@ class Model:
         max_rows: int | None = None,
         project: bool = True,
         callbacks: Sequence[Callback] = (),
+        batches: Iterable[int] | None = None,
     ) -> Iterator[Tensor]:
-        """As `sample`, but x0 itself, batch by batch, so that what is done with it need not fit in memory at once."""
+        """As `sample`, but x0 itself, batch by batch, so that what is done with it need not fit in memory at once.
+
+        ``batches``: the numbers of those to draw, of the ones that `borders` gives; each is asked for when it is to be drawn.
+        """
         for what, number in (("n", n), ("batch_size", n if batch_size is None else batch_size)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise UserError(f"{what} is a whole number, at least 1, got {number!r}")
@@ -248,10 +269,9 @@ class Model:
         known = self._known(asked)
         shape_of = self.modality.shape_of
         shape = self.modality.shape if shape_of is None else shape_of(everyone[0].condition)
-        size = min(batch_size or n, n)
-        batches = -(-n // size)  # of as nearly the same size as can be: where samples of a batch interact, none is small
-        for k in range(batches):
-            rows = slice(-(-k * n // batches), -(-(k + 1) * n // batches))
+        rows_of = borders(n, batch_size)
+        for k in range(len(rows_of)) if batches is None else batches:
+            rows = rows_of[k]
             here = rebuilt(guidance, functools.partial(_some, rows=rows, n=n))
             yield sample(
                 self.denoisers,
@@ -339,6 +359,12 @@ class Model:
         )
         with torch.no_grad():
             return self.modality.codec.decode(torch.cat(list(parts)))
+
+
+def borders(n: int, batch_size: int | None) -> list[slice]:
+    """The batches that n samples are drawn in, of as nearly the same size as can be: where samples of a batch interact, none is small."""
+    count = -(-n // min(batch_size or n, n))
+    return [slice(-(-k * n // count), -(-(k + 1) * n // count)) for k in range(count)]
 
 
 def positive(weight: Weight, n: int) -> Bool[Tensor, "n"]:

@@ -1,7 +1,8 @@
 """Training: the loss of a batch in one short function, and the loop around it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -12,17 +13,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from guidance import checkpoint
+from guidance import checkpoint, shards
 from guidance.bar import pace
 from guidance.condition import Condition, ConditionSpec, Dropout, reveal
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError
+from guidance.loading import batches, loaded
 from guidance.loss import Criterion, Loss, Times, UniformTimes
 from guidance.modality import Codec, Split
-from guidance.noise import Stream, bits, normal, permutation, uniform
+from guidance.noise import Stream, bits, normal, uniform
 from guidance.process import corrupt, level
+from guidance.processes import on_cpus, peers
+from guidance.shards import Shards
 from guidance.trainer import Trainer
-from guidance.upkeep import Log, Saved, interrupts, trackers
+from guidance.upkeep import Log, Saved, interrupts, trackers, worker_errors
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Objective(nn.Module):
         output, shown_x_t, shown = denoiser.output(x_t, now, context, x0_hat)
         target = denoiser.parameterization.target(x0, eps, shown)
         loss = self.loss(output.float(), target, shown, denoiser.parameterization)
-        if codec is not None:
+        if codec is not None and getattr(codec, "anchored", True):
             loss = loss + codec.anchor_loss(raw, denoiser.parameterization.read(output, shown_x_t, shown).x0, now)
         return loss
 
@@ -99,51 +103,21 @@ class Trainable(Protocol):
     def __call__(self, raw: Any, condition: Condition, at: Place) -> Float[Tensor, "b"]: ...
 
 
-def batches(split: Split, seed: int, start: int, steps: int, size: int, rank: int, world: int, accumulate: int) -> Iterator[list[int]]:
-    """This process's item indices, micro-batch after micro-batch, from step ``start`` on.
-
-    The stream of samples is epoch after epoch, each in its own order; sample p of the run is item ``order[p % n]`` of epoch
-    ``p // n``, whatever the batch size, the number of processes, and where the run was interrupted.
-    """
-    n = len(split)
-    orders: dict[int, Any] = {}
-    micro = size // (accumulate * world)
-    for step in range(start, steps):
-        for part in range(accumulate):
-            first = step * size + (part * world + rank) * micro
-            chosen = []
-            for p in range(first, first + micro):
-                epoch = p // n
-                if epoch not in orders:
-                    orders = {e: o for e, o in orders.items() if e >= epoch - 1} | {epoch: permutation(seed, epoch, n)}
-                chosen.append(int(orders[epoch][p % n]))
-            yield chosen
-
-
-class _Items(torch.utils.data.Dataset[Any]):
-    """A split as the DataLoader wants it."""
-
-    def __init__(self, split: Split):
-        self.split = split
-
-    def __getitems__(self, index: list[int]) -> Any:
-        return self.split.__getitems__(index)
-
-
-def _identity(batch: Any) -> Any:
-    return batch
+def paired(average: nn.Module, current: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Each parameter and buffer of the average with the one that it follows: found once, for walking through modules takes time."""
+    mine, theirs = ([*module.parameters(), *module.buffers()] for module in (average, current))
+    return list(zip(mine, theirs, strict=True))
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * current, parameters and buffers."""
-    for mine, theirs in ((list(average.parameters()), list(current.parameters())), (list(average.buffers()), list(current.buffers()))):
-        floating = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
-        if floating:
-            torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1 - decay)
-        for a, b in zip(mine, theirs, strict=True):
-            if not a.is_floating_point():
-                a.copy_(b)
+def update_average(pairs: Sequence[tuple[Tensor, Tensor]], decay: float) -> None:
+    """average <- decay * average + (1 - decay) * current, of all pairs (average, current)."""
+    floating = [pair for pair in pairs if pair[0].is_floating_point()]
+    if floating:
+        torch._foreach_lerp_([average for average, _ in floating], [current for _, current in floating], 1 - decay)
+    for average, current in pairs:
+        if not average.is_floating_point():
+            average.copy_(current)
 
 
 class Interrupted(Exception):
@@ -171,13 +145,15 @@ def train(
     beyond rounding. ``resume`` goes on from the newest checkpoint, where there is one. ``preview(averaged modules, step)`` is called
     every ``trainer.sample_every`` steps.
 
-    Raises: UserError when the loss is no longer finite (the last good checkpoint stays), Interrupted after Ctrl-C.
+    Raises: UserError when the loss is no longer finite (the last good checkpoint stays), or another process of the launch has ended;
+    Interrupted after Ctrl-C, of several processes in the first, while the others exit.
     """
     from accelerate.accelerator import Accelerator
     from accelerate.state import AcceleratorState
     from tqdm import tqdm
 
     accelerator: Any = Accelerator(
+        cpu=on_cpus(),
         mixed_precision=trainer.precision,
         gradient_accumulation_steps=trainer.accumulate,
         log_with=list(trainer.trackers) or None,
@@ -189,34 +165,38 @@ def train(
     if len(split) == 0:
         raise UserError("there is nothing to train on: the training split is empty")
     on_gpu = device.type == "cuda"
-    modules = objective.trained.to(device)
-    average = deepcopy(modules).requires_grad_(False).eval()
+    parts: Shards | None = None
+    if shards.wanted() and world > 1:
+        shards.check(trainer)
+        parts = Shards(objective, device, run if resume else None)
+        modules = average = parts.modules
+    else:
+        modules = objective.trained.to(device)
+        average = deepcopy(modules).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(
-        modules.parameters(), lr=trainer.lr, betas=(trainer.betas[0], trainer.betas[1]), weight_decay=trainer.weight_decay, fused=on_gpu
+        modules.parameters(), lr=trainer.lr, betas=(trainer.betas[0], trainer.betas[1]), weight_decay=trainer.weight_decay, fused=True
     )
     saved = Saved(run, modules, average, optimizer, len(split))
-    start = saved.restore() if resume else 0
-    if trainer.compile:
-        modules["network"].compile()
-    model, ready = accelerator.prepare(objective, optimizer)
-    items: Any = batches(split, seed, start, trainer.steps, trainer.batch_size, rank, world, trainer.accumulate)
-    loader = iter(
-        torch.utils.data.DataLoader(
-            _Items(split),
-            batch_sampler=items,
-            num_workers=trainer.workers,
-            collate_fn=_identity,
-            pin_memory=on_gpu,
-            generator=torch.Generator(),
-        )
-    )
+    if parts is not None:
+        start = parts.fill_optimizer(optimizer)
+        model, ready = parts.objective, accelerator.prepare_optimizer(optimizer)
+    else:
+        start = saved.restore() if resume else 0
+        if trainer.compile:
+            modules["network"].compile()
+        model, ready = accelerator.prepare(objective, optimizer)
+    weights, followed = list(model.parameters()), paired(average, modules)
+    items = batches(split, seed, start, trainer.steps, trainer.batch_size, rank, world, trainer.accumulate)
+    loader = loaded(split, items, trainer.workers, on_gpu)
     log = Log(run / checkpoint.METRICS, start) if main else None
     micro = trainer.batch_size // (trainer.accumulate * world)
     total, counted, since = torch.zeros((), device=device), 0, time.perf_counter()
     broken = torch.full((), torch.inf, device=device)  # the first step whose loss was not finite: known without waiting for a GPU
     model.train()
     with (
+        peers(run),
         interrupts() as interrupted,
+        worker_errors(run),
         trackers(accelerator, trainer, run, seed),
         torch.random.fork_rng(devices=[device] if on_gpu else []),
         tqdm(total=trainer.steps, initial=start, desc="train", unit="step", mininterval=pace(), disable=not (progress and main)) as bar,
@@ -228,19 +208,24 @@ def train(
                 raw, condition = next(loader)
                 raw, condition = to_device(raw, device), condition.to(device)
                 offset = (part * world + rank) * micro
-                torch.manual_seed(int(bits(seed, Stream.NETWORK, step, offset, 1, 1)[0, 0] >> 1))  # for dropout inside a network
+                reseed(int(bits(seed, Stream.NETWORK, step, offset, 1, 1)[0, 0] >> 1), on_gpu)  # for dropout inside a network
                 with accelerator.accumulate(model):
                     at = Place(seed, step, step * trainer.batch_size + offset, offset, trainer.batch_size)
-                    loss = model(raw, condition, at).mean()
+                    with nullcontext() if parts is None else accelerator.autocast():
+                        loss = model(raw, condition, at).mean()
                     accelerator.backward(loss)
                     if trainer.clip and accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(model.parameters(), trainer.clip)
+                        accelerator.clip_grad_norm_(weights, trainer.clip)
                     ready.step()
                     ready.zero_grad()
                 total, counted = total + loss.detach(), counted + 1
                 broken = torch.where(loss.detach().isfinite(), broken, broken.clamp(max=step + 1))
             done = step + 1
-            update_average(average, modules, min(trainer.average, done / (9 + done)))
+            decay = min(trainer.average, done / (9 + done))
+            if parts is None:
+                update_average(followed, decay)
+            else:
+                parts.update_average(decay)
             stop = interrupted()
             if world > 1:  # all stop at the same step, when any of them was asked to
                 stop = bool(accelerator.reduce(torch.tensor(float(stop), device=device), "sum") > 0)
@@ -260,15 +245,24 @@ def train(
                 total, counted, since = torch.zeros_like(total), 0, now
             bar.update()
             if saving:
-                if main:
+                if parts is not None:
+                    parts.write(run, optimizer, {"step": done, "seed": seed, "items": len(split)}, trainer.keep, main)
+                elif main:
                     saved.write(done, seed, trainer.keep)
                 accelerator.wait_for_everyone()
             if preview is not None and main and trainer.sample_every and done % trainer.sample_every == 0:
                 preview(average, done)
             if stop and done < trainer.steps:
-                raise Interrupted(done)
+                raise Interrupted(done) if main else SystemExit(130)
     AcceleratorState._reset_state()  # so that another training in this process may choose another precision
-    return average
+    return average if parts is None else parts.give_back()
+
+
+def reseed(seed: int, on_gpu: bool) -> None:
+    """As torch.manual_seed, which also looks for every kind of device that there is, for a millisecond."""
+    torch.default_generator.manual_seed(seed)
+    if on_gpu:
+        torch.cuda.manual_seed(seed)
 
 
 def to_device(raw: Any, device: torch.device) -> Any:

@@ -619,6 +619,9 @@ def test_a_run_that_was_moved_is_sampled_without_its_data(trained: Path, tmp_pat
     shutil.copytree(trained, moved)
     assert texts(load(moved)) == before
     (moved / "words.json").write_text('[" other"]')
+    with pytest.raises(UserError, match=r"words\.json is cut short or damaged"):
+        load(moved)
+    (moved / "checksums.json").unlink()  # the file is accepted as it is
     with pytest.raises(UserError, match="does not fit the model"):
         load(moved)
     (moved / "words.json").unlink()
@@ -839,7 +842,8 @@ def test_a_run_that_says_nothing_has_a_sampler_too(trained: Path):
 
 
 def chosen(found: Model, sampler: Any) -> tuple[Any, int]:
-    config: Mapping[str, Any] = {"sampler": sampler, "grid": None, "schedule": None, "seed": 0, "batch_size": None, "max_rows": None}
+    grid = {"_target_": "guidance.sampler.Uniform"}
+    config: Mapping[str, Any] = {"sampler": sampler, "grid": grid, "schedule": None, "seed": 0, "batch_size": None, "max_rows": None}
     settings = sampling(config, found)
     return settings["sampler"], settings["steps"]
 

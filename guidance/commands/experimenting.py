@@ -1,6 +1,5 @@
 """polyguide experiment."""
 
-import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -13,8 +12,10 @@ from guidance.commands.training import OF_THE_COMMAND, train
 from guidance.config import build
 from guidance.errors import UserError
 from guidance.model import Model
+from guidance.processes import launched, rank, world
 
 
+@launched()
 def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide experiment"""
     from guidance.experiment.cells import Cells
@@ -40,11 +41,13 @@ def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
         wanted = {key: value for key, value in of.items() if key not in OF_THE_COMMAND}
         other = checkpoint.is_run(place) and any(checkpoint.read_config(place).get(key) != value for key, value in wanted.items())
         if other or checkpoint.saved_steps(place)[-1:] != [wanted["trainer"]["steps"]]:
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if world() > 1:
                 raise UserError(f"{name} is still to be trained, which one process does: start the experiment once without a launcher")
             train({**deepcopy(wanted), "out": str(place), "resume": not other, "overwrite": other, "threads": None}, [])
         return loaded({**config, "run": str(place)})
 
     result = conduct(made, asked, model, out, n, settings, overwrite=overwrite, make=variant)
+    if rank():
+        return  # every process of a launch waits for the last cell, and the first writes
     with Cells(out).claim("report", wait=True):
         written([[result]], out, f"{made.title}: {model.modality.data.name}")

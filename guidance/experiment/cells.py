@@ -7,8 +7,8 @@ samples/NAME-K.SUFFIX     the first samples, as the modality saves them
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from guidance.estimate import Estimate
 from guidance.evidence import Tracked
 from guidance.guide import CFG, Compose, Guidance
 from guidance.logic import Complement, Either
+from guidance.processes import claim
 
 FORMAT = 1
 """Of what is stored. Raised whenever the same name would mean something else."""
@@ -96,23 +97,9 @@ class Cells:
     def done(self, cell: Cell) -> bool:
         return (self.folder / f"{cell.name}.json").is_file()
 
-    @contextmanager
-    def claim(self, name: str, wait: bool = False) -> Iterator[bool]:
+    def claim(self, name: str, wait: bool = False) -> AbstractContextManager[bool]:
         """Whether this process may do what is named so; the system takes a claim back from a process that died."""
-        from filelock import FileLock, Timeout
-
-        place = self.folder / ".claims"
-        place.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place / f"{name}.lock")
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        return claim(self.folder / ".claims", name, wait)
 
     def write(self, cell: Cell, found: Measured) -> None:
         from safetensors.torch import save

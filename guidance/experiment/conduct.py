@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from guidance.experiment.observer import Observer
 from guidance.judge import read
 from guidance.model import Model
 from guidance.page import shown_as
+from guidance.processes import first_alone, rank
 
 SHOWN = 10  # samples of every cell that are kept to be looked at
 OWN = (FACTS, "cells", "samples")
@@ -147,23 +151,44 @@ def conduct(
     observer: Observer | None = None
     if overwrite or not known.exists() or list(read_facts(out)["attributes"]) != list(observed) or not all(map(store.done, cells)):
         observer = Observer(model, observed)  # what is wrong with the data is said before anything is removed
-    with store.claim("facts", wait=True):
-        if overwrite:
-            clear(out)
-        elif known.exists():  # by now, perhaps, of a process that began at the same time
-            check_same(out, terms)
-        facts = (
-            read_facts(out)
-            if observer is None
-            else {**facts_of(model, experiment, config, observer, terms), "improper": improper(cells, model, n)}
-        )
-        checkpoint.write_atomically(known, json.dumps({**facts, "experiment": dict(config), "cells": names}, indent=1).encode())
-    if observer is not None:
-        models = {"": model}
-        for name in dict.fromkeys(cell.variant for cell in cells if cell.variant and not store.done(cell)):
-            models[name] = model if trainings[name] == model.config else trained(name, trainings[name], store, make)
-        measure_all(cells, store, models, observer, n, drawing)
+
+    working = ExitStack()
+
+    def begin(anew: bool) -> None:
+        with store.claim("facts", wait=True):
+            if anew and busy(store):
+                raise UserError(f"out={out} is being measured by another process; end that first, or help it without overwrite=true")
+            working.enter_context(store.claim(f"worker-{socket.gethostname()}-{os.getpid()}"))
+            if anew:
+                clear(out)
+            elif known.exists():  # by now, perhaps, of a process that began at the same time
+                check_same(out, terms)
+            facts = (
+                read_facts(out)
+                if observer is None
+                else {**facts_of(model, experiment, config, observer, terms), "improper": improper(cells, model, n)}
+            )
+            checkpoint.write_atomically(known, json.dumps({**facts, "experiment": dict(config), "cells": names}, indent=1).encode())
+
+    with working:
+        first_alone(lambda: begin(overwrite))
+        if rank():
+            begin(False)
+        if observer is not None:
+            models = {"": model}
+            for name in dict.fromkeys(cell.variant for cell in cells if cell.variant and not store.done(cell)):
+                models[name] = model if trainings[name] == model.config else trained(name, trainings[name], store, make)
+            measure_all(cells, store, models, observer, n, drawing)
     return read_result(out)
+
+
+def busy(store: Cells) -> bool:
+    """Whether another process is measuring here."""
+    for path in (store.folder / ".claims").glob("worker-*.lock"):
+        with store.claim(path.stem) as free:
+            if not free:
+                return True
+    return False
 
 
 def trained(name: str, config: Mapping[str, Any], store: Cells, make: Callable[[str, Mapping[str, Any]], Model] | None) -> Model:
