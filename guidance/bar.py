@@ -11,6 +11,13 @@ def pace() -> float:
     return 0.1 if sys.stderr.isatty() else 20.0
 
 
+def end() -> None:
+    """Take unfinished bars off the screen, so that what is said next has a line of its own."""
+    if (module := sys.modules.get("tqdm")) is not None:
+        for bar in list(getattr(module.tqdm, "_instances", ())):
+            bar.close()
+
+
 class Bar:
     """Over all steps of all batches, shown from the first step on; a sampling callback."""
 

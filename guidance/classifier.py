@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from guidance import checkpoint
 from guidance.analytic import Mixture
-from guidance.condition import Condition, ConditionSpec, Label
+from guidance.condition import ByName, Condition, ConditionSpec, Label
 from guidance.denoiser import LOGSNR_LIMIT, Context, Denoiser, Network
 from guidance.errors import UserError, one_of
 from guidance.loss import Times
@@ -67,7 +67,7 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         self.network, self.conditions = network, conditions
         heads = {name: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, count, bias=False)) for name, count in classes.items()}
-        self.heads = nn.ModuleDict(heads)
+        self.heads = ByName(heads)
         self.priors = nn.ParameterDict({name: torch.zeros(count) for name, count in classes.items()})
 
     def forward(self, x_t: Float[Tensor, "b *d"], logsnr: Float[Tensor, "b"]) -> dict[str, Float[Tensor, "b classes"]]:

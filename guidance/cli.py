@@ -10,6 +10,7 @@ from typing import TextIO
 COMMANDS = {
     "train": "train a model from a config: polyguide train data=digits out=runs/digits",
     "train-classifier": "train a classifier of noisy data, for guidance: polyguide train-classifier run=runs/digits out=classifier",
+    "cost": "what a training would cost, in memory and days: polyguide cost recipe=published/cifar10",
     "sample": "draw guided samples: polyguide sample run=runs/digits n=16 condition.digit=3 guidance.scale=4 out=samples",
     "evaluate": "measure a model over a range of scales: polyguide evaluate run=runs/digits",
     "experiment": "measure a question over many cells: polyguide experiment run=runs/digits experiment=inverse",
@@ -98,7 +99,7 @@ def run(arguments: list[str]) -> int:
 
         launch(command, rest)
     except UserError as error:
-        print(f"polyguide: {error}", file=sys.stderr)
+        say(str(error))
         return 2
     except KeyboardInterrupt:
         print("polyguide: stopped", file=sys.stderr)
@@ -109,14 +110,36 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what = "the disk is full" if error.errno != errno.EFBIG else "the file size limit is reached"
-            print(f"polyguide: {what}{_at(error)}; what was complete before is kept, so free some space and go on", file=sys.stderr)
+            say(f"{what}{_at(error)}; what was complete before is kept, so free some space and go on")
             return 2
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
-            print(f"polyguide: {error.strerror}{_at(error)}", file=sys.stderr)
+            say(f"{error.strerror}{_at(error)}")
             return 2
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        training = arguments[0].startswith("train")
+        hint = "trainer.batch_size, or a larger trainer.accumulate" if training else "batch_size, or max_rows"
+        say(f"out of memory; try a smaller {hint} ({str(error)[:200]})")
+        return 2
     return 0
+
+
+def say(message: str) -> None:
+    """An error in one line, whatever was typed; what is very long is cut in its middle."""
+    line = " ".join(message.split())
+    print(f"polyguide: {line if len(line) <= 1000 else f'{line[:700]} ... {line[-200:]}'}", file=sys.stderr)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, a GPU's or the machine's: torch says the latter with a plain RuntimeError."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _at(error: OSError) -> str:
     return f" at {error.filename}" if error.filename else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -255,12 +255,25 @@ class NullEmbedding(nn.Module):
         return torch.where(there, self.embed(clean), self.null)
 
 
+class ByName(nn.ModuleDict):
+    """Modules by any name, also by one that nn.ModuleDict itself has for something else (type, keys, train); weights are named the same."""
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        self._modules[key] = module  # which is all that add_module does, but refuse such names
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":  # the flag, whatever module is called so
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
 class ConditionEmbedding(nn.Module):
     """The sum of all attributes' embeddings: Condition -> [b, width], or None for a network without attributes."""
 
     def __init__(self, specs: Mapping[str, ConditionSpec], width: int):
         super().__init__()
-        self.attributes = nn.ModuleDict({n: NullEmbedding(s.embedding(width), (width,)) for n, s in specs.items()})
+        self.attributes = ByName({n: NullEmbedding(s.embedding(width), (width,)) for n, s in specs.items()})
 
     def forward(self, condition: Condition) -> Float[Tensor, "b width"] | None:
         missing = self.attributes.keys() - condition.values.keys()

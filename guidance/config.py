@@ -65,14 +65,13 @@ def resolve(target: str) -> Any:
 
 
 def build(config: Any, where: str = "config", **more: Any) -> Any:
-    """The object that a plain config describes, its parts first; ``more`` are further arguments for the outermost call."""
-    if isinstance(config, list):
-        return [build(item, f"{where}[{k}]") for k, item in enumerate(config)]
-    if not isinstance(config, Mapping):
-        return config
-    parts = {key: build(value, f"{where}.{key}") for key, value in config.items() if key not in ("_target_", "_partial_")}
-    if "_target_" not in config:
-        return parts
+    """The object that a plain config describes, its parts first; ``more`` are further arguments for the outermost call.
+
+    Raises: UserError where the config names nothing to be called, or what it names does not take its settings.
+    """
+    if not isinstance(config, Mapping) or "_target_" not in config:
+        raise UserError(f"{where} is made by what its _target_ names, and there is none; got {where}={config!r}"[:300])
+    parts = {str(key): part(value, f"{where}.{key}") for key, value in config.items() if key not in ("_target_", "_partial_")}
     target = resolve(config["_target_"])
     parts |= more
     partial = config.get("_partial_", False)
@@ -83,14 +82,31 @@ def build(config: Any, where: str = "config", **more: Any) -> Any:
         known = [name for name in signature.parameters if name not in more]
         raise UserError(f"{where}: {config['_target_']}: {error}; its settings are: {', '.join(known) or 'none'}") from None
     check_types(target, config, where)
+    call = functools.partial(called, target, f"{where}: {config['_target_']}", **parts)
+    return call if partial else call()
+
+
+def part(config: Any, where: str) -> Any:
+    """What stands in a setting: an object where a ``_target_`` says so, else the value as it is."""
+    if isinstance(config, list):
+        return [part(item, f"{where}[{k}]") for k, item in enumerate(config)]
+    if not isinstance(config, Mapping):
+        return config
+    if "_target_" in config:
+        return build(config, where)
+    return {key: part(value, f"{where}.{key}") for key, value in config.items()}
+
+
+def called(target: Any, what: str, /, **settings: Any) -> Any:
+    """The object, or a UserError for what a constructor does not check itself."""
     try:
-        return functools.partial(target, **parts) if partial else target(**parts)
+        return target(**settings)
     except UserError:
         raise
     except ModuleNotFoundError as error:
-        raise UserError(f"{where}: {config['_target_']} needs the package {error.name!r}, which is not installed") from error
-    except (TypeError, ValueError, RuntimeError, KeyError, ImportError) as error:  # what a constructor does not check itself
-        raise UserError(f"{where}: {config['_target_']} refuses its settings: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{what} needs the package {error.name!r}, which is not installed") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError, AttributeError, AssertionError, ImportError) as error:
+        raise UserError(f"{what} refuses its settings: {' '.join(str(error).split())[:200]}") from error
 
 
 def check_types(target: Any, config: Mapping[str, Any], where: str) -> None:
@@ -101,7 +117,7 @@ def check_types(target: Any, config: Mapping[str, Any], where: str) -> None:
     except (NameError, TypeError):  # a plug-in's annotations that cannot be looked up
         return
     for name, hint in hints.items():
-        if name in config and not isinstance(config[name], Mapping) and not fits(config[name], hint):
+        if name in config and not fits(config[name], hint):
             raise UserError(f"{where}.{name} is {describe(hint)}, got {config[name]!r}")
 
 
@@ -109,7 +125,9 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML can be what a type hint says. Hints that are no plain types fit everything."""
+    """Whether a value from YAML can be what a type hint says. Objects to be made fit everything, everything fits other hints."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True
     origin, of = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, option) for option in of)
@@ -120,7 +138,14 @@ def fits(value: Any, hint: Any) -> bool:
     if origin in (collections.abc.Sequence, list, tuple):
         inner = [of[0]] * len(value) if isinstance(value, list) and (origin is not tuple or Ellipsis in of) else list(of)
         return isinstance(value, list) and len(value) == len(inner) and all(map(fits, value, inner))
-    return True
+    if origin in (collections.abc.Mapping, dict):
+        return not isinstance(value, Mapping) or all(fits(item, of[1]) for item in value.values())
+    return not makes_calls(hint, origin)
+
+
+def makes_calls(hint: Any, origin: Any) -> bool:
+    """Whether a hint is of what is called, which no plain value is: a Callable, or a protocol with __call__."""
+    return origin is collections.abc.Callable or (bool(getattr(hint, "_is_protocol", False)) and "__call__" in vars(hint))
 
 
 def describe(hint: Any) -> str:
@@ -129,6 +154,10 @@ def describe(hint: Any) -> str:
         return " or ".join(dict.fromkeys(describe(option) for option in of))
     if origin in (collections.abc.Sequence, list, tuple):
         return "a list" if not of else f"a list, each {describe(of[0])}"
+    if origin in (collections.abc.Mapping, dict):
+        return f"settings by name, each {describe(of[1])}"
+    if makes_calls(hint, origin):
+        return "made by what its _target_ names"
     return NAMES.get(hint, str(getattr(hint, "__name__", hint)))
 
 

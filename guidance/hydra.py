@@ -1,5 +1,6 @@
 """The bridge to Hydra: composing a command's config, and saying in one line what is wrong with it."""
 
+import inspect
 import os
 import re
 import sys
@@ -7,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from guidance.config import config_folder, leaves
+from guidance import bar
+from guidance.config import config_folder, leaves, resolve
 from guidance.errors import UserError, one_of
 from guidance.memory import keep_freed
-from guidance.plugins import check_choice, everything
+from guidance.plugins import check_choice, everything, responsible
 
 FREE = ("condition", "model", "sampler")
 """Groups of keys that a run, not a config, defines; they need no plus sign on the command line."""
@@ -35,7 +37,9 @@ def launch(command: str, arguments: list[str]) -> None:
         try:
             for group, choice in HydraConfig.get().runtime.choices.items():
                 check_choice(str(group).split("@")[0], str(choice), config_folder())
-            task(plain(config), list(HydraConfig.get().overrides.task))
+            made = plain(config)
+            check_data(made, HydraConfig.get().runtime.choices)
+            task(made, list(HydraConfig.get().overrides.task))
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's launcher may be elsewhere, and says which job it was
                 raise
@@ -45,7 +49,7 @@ def launch(command: str, arguments: list[str]) -> None:
         check_argument(argument)
     check_options(arguments)
     search_plugins()
-    sys.argv = [f"polyguide {command}", *map(free, arguments)]
+    sys.argv = [f"polyguide {command}", *options_last([free(argument) for argument in arguments])]
     job.__module__ = "guidance.hydra"
     try:
         hydra_main(config_path=str(config_folder()), config_name=command, version_base="1.3")(job)()
@@ -55,6 +59,8 @@ def launch(command: str, arguments: list[str]) -> None:
         if message := explain(error, command, arguments):
             raise UserError(message) from None
         raise
+    finally:
+        bar.end()
     if failed:
         raise failed[0]
 
@@ -65,11 +71,26 @@ FLAGS = (
 )
 
 
+NOT_A_NAME = re.compile(r"[-+]?[0-9._]+(e[-+]?[0-9]+)?|true|false|[-+]?(inf|nan)", re.IGNORECASE)
+"""What Hydra reads as a number or as true or false, where a choice is named."""
+
 MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+
+
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what may follow --info
+KINDS = ("job", "hydra", "all")
+VALUED: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(("--cfg", "-c"), KINDS),
+    **dict.fromkeys(("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"), ()),
+}
+"""Options with a value, and what it can be."""
 
 
 def check_options(arguments: Sequence[str]) -> None:
     """UserError for options that exclude each other."""
+    for k, argument in enumerate(arguments):
+        if argument in VALUED and (k + 1 == len(arguments) or arguments[k + 1] not in (VALUED[argument] or arguments[k + 1 :])):
+            raise UserError(f"{argument} takes a value{': ' if VALUED[argument] else ''}{', '.join(VALUED[argument])}")
     modes = [argument for argument in arguments if argument in MODES]
     if len(modes) > 1:
         raise UserError(f"{' and '.join(modes)} exclude each other; give one of them")
@@ -77,16 +98,74 @@ def check_options(arguments: Sequence[str]) -> None:
         raise UserError("--resolve is for --cfg: polyguide train --cfg job --resolve")
 
 
+def is_group(name: str) -> bool:
+    """Whether a setting is a choice among configs."""
+    name = name.lstrip("+")
+    try:
+        return bool(name) and not name.startswith(".") and (config_folder() / name).is_dir()
+    except (OSError, ValueError):  # too long, or a zero byte
+        return False
+
+
+def options_last(arguments: Sequence[str]) -> list[str]:
+    """Settings before options, which is how Hydra can tell them apart wherever they stand."""
+    given: list[str] = []
+    options: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in VALUED:
+            options += [argument, next(rest)]
+        else:
+            (options if argument.startswith("-") or argument in INFO else given).append(argument)
+    return [*given, *options]
+
+
 def check_argument(argument: str) -> None:
     """UserError for what Hydra would answer with its own usage, or not understand."""
     name, equals, value = argument.partition("=")
     if argument.startswith("-") and name not in FLAGS:
         raise one_of("option", argument, FLAGS)
-    group = (config_folder() / name.lstrip("+")).is_dir()
+    group = is_group(name)
     if name.lstrip("+") in FREE and equals and not group:
         raise UserError(f"{name} is given by attribute, e.g. {name}.digit=3; got {argument}")
     if value in ("null", "None") and name.lstrip("+") != "schedule" and group:
         raise UserError(f"{name} cannot be {value}; `polyguide list` shows what can be chosen")
+    if name.lstrip("+") == "holdout" and value.startswith("{"):
+        raise UserError(f"holdout is a list of combinations, e.g. holdout='[{{digit: 3, stroke: bold}}]', got {argument}")
+    if group and equals and (value == "[]" or NOT_A_NAME.fullmatch(value)):
+        raise UserError(f"{name}={value} chooses nothing; `polyguide list` shows what can be chosen")
+    if argument.startswith("~") and not re.search(r"[./@]", name):
+        raise UserError(f"{argument}: {name[1:]} cannot be left out; give it another value")
+
+
+def check_data(config: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+    """UserError for data of another modality that cannot be told what this one tells its data (a tokenizer)."""
+    data, modality = (config.get(key) for key in ("data", "modality"))
+    if not all(isinstance(part, Mapping) and isinstance(part.get("_target_"), str) for part in (data, modality)):
+        return
+    made = resolve(data["_target_"])  # type: ignore[index]
+    ours, theirs = responsible(modality["_target_"]), responsible(data["_target_"])  # type: ignore[index]
+    if ours == theirs or len(ours) != 1 or data.keys() <= {"_target_", *inspect.signature(made).parameters}:  # type: ignore[union-attr]
+        return
+    of = " or ".join(plugin.name for plugin in theirs) or "another modality"
+    known = ", ".join(sorted({name for name, target in targets("data").items() if responsible(target) == ours}))
+    raise UserError(f"data={choices.get('data')} is for modality={of}; data for modality={ours[0].name} are: {known or 'none'}")
+
+
+def targets(group: str) -> dict[str, str]:
+    """What each choice of a group names as its _target_."""
+    from yaml import YAMLError, safe_load
+
+    found: dict[str, str] = {}
+    for folder in (config_folder(), *(plugin.configs for plugin in everything() if plugin.configs)):
+        for path in sorted((folder / group).glob("*.yaml")):
+            try:
+                content = safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, YAMLError):
+                continue
+            if isinstance(content, dict) and isinstance(content.get("_target_"), str):
+                found.setdefault(path.stem, content["_target_"])
+    return found
 
 
 def free(argument: str) -> str:
@@ -149,8 +228,18 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):  # of a choice that is no name
+        given = [argument for argument in arguments if is_group(argument.split("=")[0])]
+        return f"{' '.join(given)}: a choice is a name; `polyguide list` shows what can be chosen"
+    if isinstance(error, AssertionError) and (own := [argument for argument in arguments if argument.lstrip("+~").startswith("hydra")]):
+        return f"Hydra does not take {' '.join(own)}"
+    if isinstance(error, RecursionError):
+        return "a setting is nested too deeply to be read"
     if isinstance(error, YAMLError):
         return f"a config is no YAML: {' '.join(str(error).split())}"
+    if launcher := re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error)):
+        package = launcher[1].replace("_", "-")
+        return f"the launcher of this sweep is in the package {package}, which is not installed: pip install {package}"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = " ".join(str(part) for part in (error, error.__cause__) if part)

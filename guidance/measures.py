@@ -33,6 +33,7 @@ def inception_score(logits: Float[Tensor, "n classes"]) -> float:
     from torchmetrics.image.inception import InceptionScore
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(0)  # the order in which it adds decides on the last digits
         warnings.simplefilter("ignore")  # it shuffles for, and takes the deviation over, splits that are not asked for here
         metric = InceptionScore(feature=_AsGiven(logits.shape[1]), splits=1)
         metric.update(logits.double().log_softmax(-1).clamp(min=-100))  # a class of no probability at all has no logarithm

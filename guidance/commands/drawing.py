@@ -31,7 +31,10 @@ def sampling(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """The settings that all commands which draw samples share, as `Model.sample` takes them; the run's own sampler by default."""
     chosen = settings_of(config, "sampler")
     if "_target_" not in chosen:
-        chosen = {**(model.config.get("sampler") or SAMPLER), **chosen}
+        own = SAMPLER if model.config.get("sampler") is None else model.config["sampler"]
+        if not isinstance(own, Mapping) or "_target_" not in own:
+            raise UserError(f"{model.source}: its config.yaml has no sampler, but sampler={own!r}; give another, e.g. sampler=dpm")
+        chosen = {**own, **chosen}
     chosen = dict(chosen)
     known = [name for name in inspect.signature(resolve(chosen["_target_"])).parameters if name != "self"]
     for name in chosen.keys() - {"steps", "_target_", *known}:

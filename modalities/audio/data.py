@@ -71,6 +71,8 @@ class Files(Conditioned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.classes is not None and not isinstance(self.classes, Mapping):
+            raise UserError(f"data.classes are lists of names by attribute, got {self.classes!r}")
         if self.rate < 1000 or self.length < 16:
             raise UserError(f"data.rate is in Hz and data.length in samples, got {self.rate} and {self.length}")
 
@@ -174,6 +176,8 @@ class Folder(Files):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.root:
+            raise UserError("data.root is missing; give the folder of the sounds")
         if not self.attribute.isidentifier():
             raise UserError(f"an attribute's name is a word, for condition.NAME=...; got {self.attribute!r}")
 

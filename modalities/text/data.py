@@ -97,6 +97,12 @@ class TextData:
         for what, value, least in (("length", self.length, 2), ("spans", self.spans, 2)):
             if not isinstance(value, int) or value < least:
                 raise UserError(f"data.{what} is a whole number, at least {least}, got {value!r}")
+        if self.classes is not None and not isinstance(self.classes, Mapping):
+            raise UserError(f"data.classes are lists of names by attribute, got {self.classes!r}")
+        if not isinstance(self.tokenizer, Tokenizer):
+            raise UserError(
+                f"data.tokenizer is made by what its _target_ names, such as modalities.text.tokenizer.Words; got {self.tokenizer!r}"
+            )
 
     @cached_property
     def _sentences(self) -> tuple[Sequence[Sentence], Sequence[Sentence]]:

@@ -1,5 +1,6 @@
 """A Transformer encoder over embeddings, of any of transformers' architectures."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from guidance.condition import Condition, ConditionSpec, NullEmbedding
+from guidance.condition import ByName, Condition, ConditionSpec, NullEmbedding
 from guidance.denoiser import Context, NoiseEmbedding
 from guidance.errors import UserError, one_of
 from modalities import stubs
@@ -63,8 +64,8 @@ class TextDenoiser(nn.Module):
         of = out if self.cross else width
         self.input = nn.Linear(channels * (2 if self_condition else 1), width)
         self.noise = NoiseEmbedding(width)
-        self.attributes = nn.ModuleDict({name: NullEmbedding(spec.embedding(of), (of,)) for name, spec in labels.items()})
-        self.given = nn.ModuleDict({name: NullEmbedding(spec.embedding(width), (1, width)) for name, spec in given.items()})
+        self.attributes = ByName({name: NullEmbedding(spec.embedding(of), (of,)) for name, spec in labels.items()})
+        self.given = ByName({name: NullEmbedding(spec.embedding(width), (1, width)) for name, spec in given.items()})
         self.output = nn.Linear(out, channels)
 
     def pinned(self) -> Mapping[str, Any]:
@@ -148,7 +149,8 @@ def make(encoder: Mapping[str, Any], positions: int, cross: bool, attention: str
     kind = settings.pop("model_type", "bert")
     known = list(transformers.CONFIG_MAPPING.keys())
     if kind not in known:
-        raise one_of("network.encoder.model_type", kind, known)
+        near = difflib.get_close_matches(str(kind), known, 8, 0.4)  # of hundreds
+        raise one_of("network.encoder.model_type", kind, near or ["modernbert", "bert", "roberta", "and others of transformers"])
     names = transformers.AutoConfig.for_model(kind)
     for name in settings:
         if not hasattr(names, name):
