@@ -207,12 +207,14 @@ def state(model: Model) -> Mapping[str, Any]:
 
 
 def log(model: Model) -> list[Mapping[str, float]]:
-    """The lines of metrics.jsonl up to the weights' step."""
+    """The lines of metrics.jsonl up to the weights' step, with those of timings.jsonl, where the run is not an older one."""
     assert model.run is not None
     found: list[Mapping[str, float]] = []
     try:
+        times = {entry["step"]: entry for entry in map(json.loads, checkpoint.read_lines(model.run / checkpoint.TIMINGS))}
         for line in (model.run / checkpoint.METRICS).read_text().splitlines():
             entry = json.loads(line)
+            entry |= times.get(entry["step"], {})
             if entry["step"] <= (model.step or 0) and (not found or entry["step"] > found[-1]["step"]):
                 found.append(entry)
     except (OSError, ValueError, KeyError, TypeError):

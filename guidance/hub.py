@@ -98,13 +98,15 @@ def fetched(name: Named) -> Path:
     with answered(name, "there is no such folder, and "):
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=[checkpoint.CONFIG, CARD]))
+        folder = Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=[checkpoint.CONFIG, checkpoint.CHECKSUMS, CARD]))
         if not checkpoint.is_run(folder):
             raise UserError(f"{name.repo} on the hub is no polyguide model: it has no {checkpoint.CONFIG}")
         if not (folder / checkpoint.CONFIG).read_bytes().startswith(b"format:"):
             raise UserError(f"{name.repo} on the hub is no polyguide model: its {checkpoint.CONFIG} is another program's")
         own = checkpoint.own_files(checkpoint.read_config(folder), folder)
-        wanted = [glob.escape(file) for file in (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.MOMENTS, CARD, *own)]
+        wanted = [
+            glob.escape(file) for file in (checkpoint.CONFIG, checkpoint.CHECKSUMS, checkpoint.WEIGHTS, checkpoint.MOMENTS, CARD, *own)
+        ]
         folder = Path(snapshot_download(name.repo, revision=folder.name, allow_patterns=wanted))  # of the same commit
     for file in (checkpoint.WEIGHTS, *own):
         if not (folder / file).is_file():

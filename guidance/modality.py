@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
+import numpy as np
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from guidance.condition import Condition, ConditionSpec
@@ -38,7 +39,10 @@ class Codec(Protocol):
         ...
 
     def anchor_loss(self, raw: Any, x0_hat: Float[Tensor, "b *d"], level: Level) -> Float[Tensor, "b"]:
-        """What is added to the diffusion loss of each sample: 0, or for text the rounding cross-entropy."""
+        """What is added to the diffusion loss of each sample: 0, or for text the rounding cross-entropy.
+
+        A codec that says ``anchored = False`` adds nothing, and is not asked: x0_hat need not be made for it.
+        """
         ...
 
 
@@ -50,6 +54,27 @@ class Split(Protocol):
 
     def __getitems__(self, index: list[int]) -> tuple[Any, Condition]:
         """The raw batch of these items, as the codec takes it, and their condition."""
+        ...
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where the items of a split lie: block k holds the items edges[k] to edges[k + 1] - 1, which are best read together.
+
+    ``together``: blocks whose items are mixed in training.
+    """
+
+    edges: Int[np.ndarray, "blocks_and_1"]
+    together: int
+
+
+@runtime_checkable
+class Blocked(Protocol):
+    """What a split may say besides, whose items lie in files one after another: training takes them nearly in turn then."""
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """None where all places are alike."""
         ...
 
 

@@ -4,11 +4,13 @@ folder/config.yaml          as in a run, without the paths of the machine that i
 folder/NAME                 the run's own files (a vocabulary)
 folder/model.safetensors    the weights to sample with
 folder/moments.safetensors  the training data as Gaussians, where the run has it
+folder/checksums.json       the SHA-256 of these
 folder/README.md            the model card, written from what the run has measured
 """
 
 import json
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def check_folder(folder: Path) -> None:
     own: set[str] = set()
     if checkpoint.is_saved(folder):
         named = checkpoint.own_files(checkpoint.read_config(folder), folder)
-        own = {checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.MOMENTS, CARD, *named}
+        own = {checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.MOMENTS, checkpoint.CHECKSUMS, CARD, *named}
     if other := held - own:
         raise UserError(f"{folder} holds something else ({min(other)}); save the model into another folder")
 
@@ -38,15 +40,18 @@ def save(model: Model, folder: Path, name: str | None = None) -> Path:
     """See `Model.save_pretrained`. ``name``: by which the card loads it, the folder's own by default."""
     place = folder.expanduser().absolute()
     place = place.resolve() if place.is_symlink() else place
+    put_back(place)
     check_folder(place)
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.partial-") as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
         new.mkdir()
-        for file, content in contents(model, name or place.name).items():
-            checkpoint.write_atomically(new / file, content)
-        checkpoint.write_config(new, portable(model.config))
-        checkpoint.save_weights(new, model.modality.modules().state_dict(), model.step or 0, model.average)
+        files = contents(model, name or place.name)
+        with checkpoint.listed(new, *(file for file in (*files, checkpoint.CONFIG, checkpoint.WEIGHTS) if file != CARD)):
+            for file, content in files.items():
+                checkpoint.write_atomically(new / file, content)
+            checkpoint.write_config(new, portable(model.config))
+            checkpoint.save_weights(new, model.modality.modules().state_dict(), model.step or 0, model.average)
         if place.exists():
             place.rename(old)
         try:
@@ -56,6 +61,14 @@ def save(model: Model, folder: Path, name: str | None = None) -> Path:
                 old.rename(place)
             raise
     return folder
+
+
+def put_back(place: Path) -> None:
+    """What was saved and not yet given its name when a kill came between two renames, is given it now."""
+    for new in checkpoint.unplaced(place):
+        if not place.exists():
+            new.rename(place)
+        shutil.rmtree(new.parent)
 
 
 def contents(model: Model, name: str) -> dict[str, bytes]:

@@ -113,6 +113,8 @@ def cheap(arguments: Sequence[str]) -> list[str]:
             changes = [*TINY.get(modality, []), "trainer.batch_size=4"]
         if steps := value(given, "trainer.steps", "" if going_on else "2000"):
             changes.append(f"trainer.steps={-(-int(steps) // STEPS)}")
+    elif command == "cost":
+        changes = ["sampler.steps=2"]
     elif command == "train-classifier":
         changes = ["trainer.steps=2", "trainer.batch_size=4"]
     elif command == "exactness":

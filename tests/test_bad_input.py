@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from runs import unsealed
 from safetensors.torch import load_file, save_file
 
 import guidance
@@ -51,7 +52,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def snapshot(folder: Path) -> dict[Path, Any]:
-    return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for path in folder.rglob("*")}
+    """What lies there; a folder's own time is not looked at, for a claim may have lain in it."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.fixture
@@ -275,7 +277,7 @@ def test_training(refused: Any, settings: list[str], words: tuple[str, ...]):
 
 @cases(
     ("trian", "'trian'", "did you mean 'train'?"),
-    ("run=run", "'run=run'", "train, train-classifier, sample, evaluate, experiment, compare, exactness, report, new-modality, list"),
+    ("run=run", "'run=run'", "train, train-classifier, cost, sample, evaluate, experiment, compare, exactness, report, new-modality, list"),
     ("train", "out is missing", "out=runs/digits"),
     ("sample run=run", "out is missing"),
     ("sample out=new", "run is missing", "run=runs/digits"),
@@ -404,10 +406,10 @@ def test_a_folder_with_too_few_images_to_hold_any_out(refused: Any, place: Path)
 
 @pytest.fixture
 def broken(place: Path) -> Iterator[Path]:
-    """A copy of the run, to break."""
+    """A copy of the run, to break, whose checksums would otherwise be all that is said."""
     copy = place / "broken"
     shutil.copytree(place / "run", copy)
-    yield copy
+    yield unsealed(copy)
     shutil.rmtree(copy)
 
 

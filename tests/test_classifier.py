@@ -380,7 +380,7 @@ def test_the_folder_says_what_it_was_trained_from(inside: Path):
     stored = yaml.safe_load(Path("run/config.yaml").read_text())
     for part in ("modality", "data", "network", "schedule", "parameterization", "times", "holdout"):
         assert config[part] == stored[part]
-    names = {"config.yaml", "command.txt", "metrics.jsonl", "checkpoints", "accuracy.json"}
+    names = {"config.yaml", "command.txt", "metrics.jsonl", "timings.jsonl", "checksums.json", "checkpoints", "accuracy.json"}
     assert {path.name for path in Path("classifier").iterdir()} == names
     assert Path("classifier/command.txt").read_text().startswith("polyguide train-classifier run=run out=classifier")
 

@@ -59,7 +59,8 @@ from guidance import (
     level,
 )
 from guidance.cli import run
-from guidance.train import Interrupted, Place, batches, train, update_average
+from guidance.loading import batches
+from guidance.train import Interrupted, Place, paired, train, update_average
 
 PARAMETERIZATIONS = [Eps(), X0(), V(), Velocity()]
 SIDES = {"side": Label(("left", "right"))}
@@ -460,7 +461,7 @@ def test_buffers_are_averaged_and_counters_copied():
     current.running_mean.fill_(10.0)
     current.num_batches_tracked.fill_(7)
     current.weight.data.fill_(3.0)
-    update_average(average, current, 0.9)
+    update_average(paired(average, current), 0.9)
     assert average.running_mean.item() == pytest.approx(1) and average.num_batches_tracked.item() == 7
     assert average.weight.item() == pytest.approx(1.2) and current.weight.item() == 3
 

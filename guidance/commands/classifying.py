@@ -4,25 +4,29 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from guidance import checkpoint, hub
 from guidance.classifier import ACCURACY, SECTION, Classifier, Classifying, NoisyClassifier, features_of, held_out
-from guidance.commands.output import RUN_FILES, clear, vacant
+from guidance.commands.output import RUN_FILES, vacant
 from guidance.commands.settings import flag, folder, threads, whole_number
-from guidance.commands.training import as_written, resumed
+from guidance.commands.training import as_written, beginning, resumed
 from guidance.condition import Label
 from guidance.config import build
 from guidance.errors import UserError, one_of
 from guidance.holdout import parse, without
 from guidance.loss import UniformTimes
 from guidance.model import PARTS, Model, assemble, load
+from guidance.processes import launched
+from guidance.upkeep import alone
 
 FROM_THE_RUN = (*PARTS, "times", "holdout")
 
 
+@launched()
 def train_classifier(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide train-classifier"""
     from accelerate.state import PartialState
@@ -64,39 +68,43 @@ def train_classifier(config: dict[str, Any], overrides: Sequence[str]) -> None:
     with torch.no_grad():
         item = modality.codec.encode(split.__getitems__([0])[0])
     objective.settle(item)
-    if steps and checkpoint.check(checkpoint.latest(out)) >= trainer.steps and (out / ACCURACY).is_file():
+    if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and (out / ACCURACY).is_file():
         print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
         return
     place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
     place.wait_for_everyone()  # every process has looked before the first one writes
-    if place.is_main_process:
-        if not going_on:
-            clear(out, RUN_FILES)
-        files = {} if model is None or model.run is None else checkpoint.own_contents(model.config, model.run)
-        for name, content in files.items():
-            checkpoint.write_atomically(out / name, content)
-        checkpoint.write_config(out, made)
-        if overrides:
-            checkpoint.record_command(out, "polyguide train-classifier", [as_written(override) for override in overrides])
-        size = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        names = ", ".join(f"{name} ({len(of)} classes)" for name, of in classes.items())
-        print(f"training {size:,} parameters to tell {names} on {len(split):,} noisy samples of {modality.data.name}, into {out}")
-    began = time.perf_counter()
-    try:
-        train(objective, split, trainer, out, made["seed"], resume=going_on)
-    except Interrupted as stop:
-        where = f"run={shlex.quote(str(config['run']))} out={shlex.quote(str(out))}"
-        print(f"stopped at step {stop.step} with a checkpoint; go on with: polyguide train-classifier {where} resume=true")
-        raise KeyboardInterrupt from None
-    seconds = time.perf_counter() - began
-    if place.is_main_process:
-        classifier = Classifier.load(str(out))
-        classifier.network.to(place.device)
-        rows = held_out(classifier, modality.data.test, made["seed"]) if len(modality.data.test) else []
-        checkpoint.write_atomically(out / ACCURACY, json.dumps(accuracy(rows, classes), indent=1).encode())
-        print(f"trained to step {trainer.steps} in {seconds:.0f} s; held-out accuracy, and -log p of the true class, by log-SNR:")
-        print(as_text(rows))
-        print(f"steer with it: polyguide sample run={config['run']} guidance=classifier guidance.classifier.run={shlex.quote(str(out))}")
+    with alone(out) if place.is_main_process else nullcontext():
+        if place.is_main_process:
+            files = {} if model is None or model.run is None else checkpoint.own_contents(model.config, model.run)
+            with beginning(out, overwrite) if not going_on else nullcontext():
+                with checkpoint.listed(out, *files):
+                    for name, content in files.items():
+                        checkpoint.write_atomically(out / name, content)
+                if not (steps or checkpoint.has_start(out)):
+                    checkpoint.save_start(out, objective.trained.state_dict(), {"seed": made["seed"], "items": len(split)})
+                if overrides:
+                    checkpoint.record_command(out, "polyguide train-classifier", [as_written(override) for override in overrides])
+                checkpoint.write_config(out, made)
+            size = sum(p.numel() for p in network.parameters() if p.requires_grad)
+            names = ", ".join(f"{name} ({len(of)} classes)" for name, of in classes.items())
+            print(f"training {size:,} parameters to tell {names} on {len(split):,} noisy samples of {modality.data.name}, into {out}")
+        began = time.perf_counter()
+        try:
+            train(objective, split, trainer, out, made["seed"], resume=going_on)
+        except Interrupted as stop:
+            where = f"run={shlex.quote(str(config['run']))} out={shlex.quote(str(out))}"
+            print(f"stopped at step {stop.step} with a checkpoint; go on with: polyguide train-classifier {where} resume=true")
+            raise KeyboardInterrupt from None
+        seconds = time.perf_counter() - began
+        if place.is_main_process:
+            classifier = Classifier.load(str(out))
+            classifier.network.to(place.device)
+            rows = held_out(classifier, modality.data.test, made["seed"]) if len(modality.data.test) else []
+            checkpoint.write_atomically(out / ACCURACY, json.dumps(accuracy(rows, classes), indent=1).encode())
+            print(f"trained to step {trainer.steps} in {seconds:.0f} s; held-out accuracy, and -log p of the true class, by log-SNR:")
+            print(as_text(rows))
+            steer = f"polyguide sample run={config['run']} guidance=classifier guidance.classifier.run={shlex.quote(str(out))}"
+            print(f"steer with it: {steer}")
 
 
 def described(model: Model, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from guidance import checkpoint
 from guidance.errors import UserError
+from guidance.upkeep import LOCK
 
 RUN_FILES = (
-    *(checkpoint.CONFIG, checkpoint.METRICS, checkpoint.CHECKPOINTS, checkpoint.COMMANDS, checkpoint.MOMENTS),
+    *(checkpoint.CONFIG, checkpoint.METRICS, checkpoint.TIMINGS, checkpoint.CHECKPOINTS, checkpoint.COMMANDS),
+    *(checkpoint.CHECKSUMS, checkpoint.MOMENTS),
     "accuracy.json",  # of a classifier
     *("previews", "forward.*", "schedule.png"),
     *("polyguide/events.out.tfevents.*", "polyguide/[0-9]*.[0-9]*", "wandb/*run-[0-9]*"),  # the trackers'
@@ -24,6 +26,8 @@ def vacant(out: Path, overwrite: bool, own: Sequence[str], resumable: bool = Fal
         if place.exists() and not place.is_dir():
             raise UserError(f"out={out}: {place} is a file, not a folder" if place != out else f"out={out} is a file, not a folder")
     held = next((path for pattern in own for path in out.glob(pattern)), None)
+    if resumable and (out / LOCK).exists() and not checkpoint.is_run(out):
+        return  # a training that was killed as it began
     if held and not overwrite:
         what = "a run" if checkpoint.is_run(out) else f"results ({held.name})"
         hint = "resume=true or overwrite=true" if resumable and checkpoint.is_run(out) else "overwrite=true"

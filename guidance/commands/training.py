@@ -3,8 +3,9 @@
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +20,22 @@ from guidance.holdout import parse, without
 from guidance.modality import Modality, Split
 from guidance.model import PARTS, Model, assemble, with_codec
 from guidance.previews import class_table, forward_process
+from guidance.processes import launched
+from guidance.trainer import Trainer
+from guidance.upkeep import LOCK, alone
 
 OF_THE_COMMAND = ("out", "resume", "overwrite", "threads")
 CHANGEABLE = ("trainer.steps", "trainer.log_every", "trainer.save_every", "trainer.sample_every", "trainer.keep", "trainer.workers")
 
 
-def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The stored config, with the settings that a resumed run may change; UserError for any other that was given and differs."""
+def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Sequence[str], begun: Sequence[str] = ()) -> dict[str, Any]:
+    """The stored config, with the settings that a resumed run may change; UserError for any other that was given and differs.
+
+    Args:
+        begun: the commands that trained the run. What they gave, too, differs only where the run has resolved it (the architecture of
+            weights that it began from).
+    """
+    said = {word for line in begun for word in words(line)}
     result, old, new = deepcopy(dict(stored)), leaves(stored), leaves(config)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~").split("@")[0]
@@ -38,6 +48,8 @@ def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Seq
                 continue
             if name not in old and name != key:  # a setting that came after the run, which no one asked for
                 continue
+            if name not in CHANGEABLE and name == key and as_written(override) in said:
+                continue
             if name not in CHANGEABLE:
                 raise UserError(f"{name} cannot change when a run is resumed (it is {old.get(name)!r}); start another with another out=")
             node = result
@@ -47,6 +59,15 @@ def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Seq
     return result
 
 
+def words(line: str) -> list[str]:
+    """Of a command; none where a quote is not closed."""
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return []
+
+
+@launched()
 def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide train"""
     from accelerate.state import PartialState
@@ -54,7 +75,6 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
     from guidance.train import Interrupted, Objective
     from guidance.train import train as run_training
-    from guidance.trainer import Trainer
 
     out, resume, overwrite = folder(config, "out"), flag(config, "resume"), flag(config, "overwrite")
     threads(config)
@@ -69,7 +89,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         stored = checkpoint.read_config(out)
         if "classifier" in stored:
             raise UserError(f"out={out} holds a classifier, which polyguide train-classifier trains; choose another out=")
-        config = resumed(config, stored, overrides)
+        config = resumed(config, stored, overrides, checkpoint.read_commands(out))
     seed = whole_number(config, "seed", 0)
     trainer: Trainer = build(config["trainer"], "trainer")
     torch.manual_seed(seed)  # the initial weights
@@ -84,47 +104,71 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         raise UserError(f"there is nothing to train on: {modality.data.name} has no training items")
     split = without(modality.data.train, parse(config.get("holdout", []), modality.conditions))
     steps = checkpoint.saved_steps(out) if going_on else []
-    if steps and checkpoint.check(checkpoint.latest(out)) >= trainer.steps:
+    if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and ended(out, trainer):
         print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
         return
     place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
     place.wait_for_everyone()  # every process has looked before the first one writes
-    if not steps:
+    begun = bool(steps) or (going_on and checkpoint.has_start(out))
+    if not begun:
         modality.codec.fit(split)
         check_shape(modality, split)
-    if place.is_main_process:
-        if not going_on:
-            clear(out, RUN_FILES)
-        for name, content in (modality.files() if modality.files else {}).items():
-            checkpoint.write_atomically(out / name, content)
-        checkpoint.write_config(out, {key: config[key] for key in (*PARTS, *config)})  # the model first
-        if overrides:
-            checkpoint.record_command(out, "polyguide train", [as_written(override) for override in overrides])
-        if not going_on:
-            forward_process(modality, denoiser.schedule, split, out)
-        size = sum(p.numel() for p in objective.parameters())
-        print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
+    with alone(out) if place.is_main_process else nullcontext():
+        if place.is_main_process:
+            files = modality.files() if modality.files else {}
+            with beginning(out, overwrite) if not going_on else nullcontext():
+                with checkpoint.listed(out, *files):
+                    for name, content in files.items():
+                        checkpoint.write_atomically(out / name, content)
+                if not begun:  # before the config, so that what has a config can be gone on with
+                    checkpoint.save_start(out, objective.trained.state_dict(), {"seed": seed, "items": len(split)})
+                if overrides:
+                    checkpoint.record_command(out, "polyguide train", [as_written(override) for override in overrides])
+                checkpoint.write_config(out, {key: config[key] for key in (*PARTS, *config)})  # the model first
+            if not steps:
+                forward_process(modality, denoiser.schedule, split, out)
+            size = sum(p.numel() for p in objective.parameters())
+            print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
 
-    def preview(modules: ModuleDict, step: int) -> None:
-        with borrowed(objective.trained, modules):
-            model = Model(modality, {"main": denoiser}, config, out)
-            class_table(model, (1.0, 3.0), out / "previews" / f"step-{step:08d}.png", seed=seed)
+        def preview(modules: ModuleDict, step: int) -> None:
+            with borrowed(objective.trained, modules):
+                model = Model(modality, {"main": denoiser}, config, out)
+                class_table(model, (1.0, 3.0), out / "previews" / f"step-{step:08d}.png", seed=seed)
 
-    began = time.perf_counter()
-    try:
-        average = run_training(objective, split, trainer, out, seed, resume=going_on, preview=preview)
-    except Interrupted as stop:
-        print(f"stopped at step {stop.step} with a checkpoint; go on with: polyguide train out={shlex.quote(str(out))} resume=true")
-        raise KeyboardInterrupt from None
-    seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        try:
+            average = run_training(objective, split, trainer, out, seed, resume=going_on, preview=preview)
+        except Interrupted as stop:
+            print(f"stopped at step {stop.step} with a checkpoint; go on with: polyguide train out={shlex.quote(str(out))} resume=true")
+            raise KeyboardInterrupt from None
+        seconds = time.perf_counter() - began
+        if place.is_main_process:
+            with borrowed(objective.trained, average):
+                device = next((p.device for p in objective.parameters()), torch.device("cpu"))
+                if (moments := proper.summary(modality, split, device)) is not None:
+                    with checkpoint.listed(out, checkpoint.MOMENTS):
+                        proper.write(out, moments)
     if place.is_main_process:
-        with borrowed(objective.trained, average):
-            device = next((p.device for p in objective.parameters()), torch.device("cpu"))
-            if (moments := proper.summary(modality, split, device)) is not None:
-                proper.write(out, moments)
         print(
             f"trained to step {trainer.steps} in {seconds:.0f} s; sample it with: polyguide sample run={shlex.quote(str(out))} out=samples"
         )
+
+
+def ended(out: Path, trainer: Trainer) -> bool:
+    """Whether the training that came to its last step did the rest, too: after a kill its lock is left."""
+    return not (out / LOCK).exists() or checkpoint.saved_steps(out)[-1] != trainer.steps
+
+
+@contextmanager
+def beginning(out: Path, overwrite: bool) -> Iterator[None]:
+    """A run is begun within, in a folder without what was there before; what was written is removed where it fails."""
+    vacant(out, overwrite, RUN_FILES, resumable=True)  # still, now that nobody else may write there
+    clear(out, RUN_FILES)
+    try:
+        yield
+    except BaseException:
+        clear(out, RUN_FILES)
+        raise
 
 
 def check_shape(modality: Modality, split: Split) -> None:
