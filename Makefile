@@ -7,7 +7,7 @@ DEMO := outputs/demo
 MODALITY ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-image demo-audio demo-text test bench lint types docs wheel clean
+.PHONY: help install demo demo-image demo-audio demo-text test bench faults lint types docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,6 +51,11 @@ test: install  ## run the tests
 bench: install  ## measure speed and memory against peers, into outputs/bench
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/all.py
+
+FAULTS = training_kills sampling_kills sweep_kills checkpoint_bytes fuzz_commands fuzz_files fuzz_configs
+
+faults: install  ## kill, damage and fuzz at length (an hour); make test has small versions of these
+	for script in $(FAULTS); do $(BIN)/python tests/faults/$$script.py || exit 1; done
 
 lint: install  ## ruff
 	$(BIN)/ruff check .

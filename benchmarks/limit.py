@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import PRESETS, ROWS, TERMS, machine, preset
+from models import PRESETS, TERMS, N, machine, preset
 from pairs import report, rounds, run
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,7 +46,7 @@ def forward(kind: str, half: bool, device: str) -> tuple[Callable[[], None], flo
     if kind == "diffwave":
         made, n, asked = preset("audio", "recipe=diffwave"), 2, {}
     else:
-        made, n, asked = preset(kind), ROWS[kind], TERMS[kind][0]
+        made, n, asked = preset(kind), N[kind], TERMS[kind][0]
     made.model.modality.modules().to(device)
     network, calls = made.model.modality.network, []
     hook = network.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))

@@ -3,6 +3,7 @@
 Every function gives a side to be timed; a library that is not installed is left out, and said so.
 """
 
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -111,7 +112,7 @@ def available(
     }
     found = {}
     for name, (package, loop) in loops.items():
-        if find_spec(package) is None:
+        if package not in sys.modules and find_spec(package) is None:
             print(f"{name}: not installed, left out")
         else:
             found[name] = loop()

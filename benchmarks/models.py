@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pairs import Side
 from torch import Tensor, nn
 
 from guidance.config import build
@@ -17,7 +18,10 @@ PRESETS: dict[str, list[str]] = {
     "audio": ["modality=audio", "data=notes"],
     "text": ["modality=text", "data=trec", "modality.codec.kind=random"],  # vectors of a language model cost minutes, and the same time
 }
-ROWS = {"image": 128, "audio": 16, "text": 32}  # of one network call
+N = {"image": 256, "audio": 64, "text": 64}
+"""Samples drawn together; 256 is what `polyguide sample` draws at a time."""
+
+FEW = 16
 TERMS: dict[str, list[dict[str, Any]]] = {
     "image": [{"digit": 3}, {"digit": 8}, {"stroke": "bold"}],
     "audio": [{"instrument": "violin"}, {"pitch": 60}, {"loudness": "loud"}],
@@ -65,13 +69,13 @@ class Recorded(nn.Module):
         return made
 
 
-def bare(network: Callable[..., Tensor], call: tuple[Any, ...], times: int) -> Callable[[], None]:
-    """Nothing but forward passes, with the same input."""
+def bare(network: Callable[..., Tensor], call: tuple[Any, ...], times: int, read: Callable[[Tensor], Any] = lambda output: None) -> Side:
+    """Nothing but forward passes, with the same input; and ``read``, where reading their output is part of the model."""
 
     def forward() -> None:
         with torch.no_grad():
             for _ in range(times):
-                network(*call)
+                read(network(*call))
 
     return forward
 

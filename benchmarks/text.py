@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from models import ROWS, machine, preset
+from models import machine, preset
 from pairs import ratio, report, rounds
 
 from guidance.memory import keep_freed
@@ -32,7 +32,7 @@ def main() -> None:
         network, modality = made.model.modality.network, made.model.modality
         for parameter in network.parameters():
             parameter.requires_grad_(True)
-        n = ROWS["text"] if name == "text_small" else 8
+        n = 32 if name == "text_small" else 8
         x, logsnr = torch.randn(n, *modality.shape), torch.zeros(n)
         seen = []
         hook = network.encoder.register_forward_pre_hook(lambda _, arguments, named: seen.append((arguments, named)), with_kwargs=True)

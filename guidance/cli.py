@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
             what = "the disk is full" if error.errno != errno.EFBIG else "the file size limit is reached"
             say(f"{what}{_at(error)}; what was complete before is kept, so free some space and go on")
             return 2
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO):
             say(f"{error.strerror}{_at(error)}")
             return 2
         raise

@@ -1,7 +1,7 @@
 """A network together with the meaning of what it says."""
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -57,7 +57,8 @@ class Denoiser:
     guidance withholds it from the null condition's rows, whose guess would otherwise carry the condition into them (Strudel et al.,
     2211.04236); a sample that is guided by the null condition alone keeps it.
 
-    ``precision`` is the network's own when it is sampled (torch.bfloat16, say; None: that of its weights); all around it stays float32.
+    ``precision`` is the network's own when it is sampled (torch.bfloat16, say; None: that of its weights), what it embeds included; all
+    around it stays float32.
     """
 
     network: Network
@@ -66,6 +67,10 @@ class Denoiser:
     self_condition: bool = False
     null_self_condition: bool = True
     precision: torch.dtype | None = None
+
+    def cast(self, device: torch.device | str) -> AbstractContextManager[Any]:
+        """Within it the network has its precision; without one of its own, that of whoever calls: training's, for the earlier guess."""
+        return nullcontext() if self.precision is None else torch.autocast(torch.device(device).type, self.precision)
 
     def output(
         self, x_t: Float[Tensor, "b *d"], level: Level, context: Context, x0_hat: Float[Tensor, "b *d"] | None = None
@@ -94,8 +99,7 @@ class Denoiser:
     def __call__(
         self, x_t: Float[Tensor, "b *d"], level: Level, context: Context, x0_hat: Float[Tensor, "b *d"] | None = None
     ) -> Prediction:
-        # Without a precision of its own, that of whoever calls holds: training's, for the earlier guess.
-        with nullcontext() if self.precision is None else torch.autocast(x_t.device.type, self.precision):
+        with self.cast(x_t.device):
             output, x_t, shown = self.output(x_t, level, context, x0_hat)
         return self.parameterization.read(output.to(x_t.dtype), x_t, shown)
 

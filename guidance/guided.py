@@ -197,7 +197,9 @@ class GuidedDenoiser:
             row = (mine.flatten().cumsum(0) - 1).view(mine.shape)
             for (j, k), same in self._same.items():
                 row[k] = torch.where(same & ~mine[k], row[j], row[k])
-            embedded[model] = _Embedded(denoiser.network.embed(together), row, int(kept.sum()))
+            with denoiser.cast(self.device):
+                context = denoiser.network.embed(together)
+            embedded[model] = _Embedded(context, row, int(kept.sum()))
         return embedded
 
     def _plan(self, live: Bool[Tensor, "k b"]) -> dict[str, list[_Call]]:

@@ -16,9 +16,7 @@ class Seen:
         wanted: whether to ask judges; None: where samples are words, unless the data to train judges on is not there.
     """
 
-    def __init__(self, model: Model, wanted: Any):
-        if wanted not in (None, True, False):
-            raise UserError(f"judge is true, false or null, got {wanted!r}")
+    def __init__(self, model: Model, wanted: bool | None):
         self.model, self.wanted = model, wanted
         self.texts: list[str] = []
         self.classes: dict[str, list[tuple[str, float]]] = {}

@@ -160,8 +160,7 @@ def train(
         project_dir=run,
     )
     world, rank, main, device = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process, accelerator.device
-    if trainer.batch_size % (trainer.accumulate * world):
-        raise UserError(f"trainer.batch_size={trainer.batch_size} does not divide into {trainer.accumulate} parts on {world} processes")
+    trainer.check(world)
     if len(split) == 0:
         raise UserError("there is nothing to train on: the training split is empty")
     on_gpu = device.type == "cuda"

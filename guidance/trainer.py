@@ -70,6 +70,11 @@ class Trainer:
         if self.batch_size % self.accumulate:
             raise UserError(f"trainer.accumulate={self.accumulate} does not divide trainer.batch_size={self.batch_size}")
 
+    def check(self, world: int) -> None:
+        """UserError where the batch does not divide among that many processes."""
+        if self.batch_size % (self.accumulate * world):
+            raise UserError(f"trainer.batch_size={self.batch_size} does not divide into {self.accumulate} parts on {world} processes")
+
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0

@@ -13,7 +13,7 @@ from guidance import checkpoint, hub
 from guidance.classifier import ACCURACY, SECTION, Classifier, Classifying, NoisyClassifier, features_of, held_out
 from guidance.commands.output import RUN_FILES, vacant
 from guidance.commands.settings import flag, folder, threads, whole_number
-from guidance.commands.training import as_written, beginning, resumed
+from guidance.commands.training import as_written, beginning, resumed, trainer_of
 from guidance.condition import Label
 from guidance.config import build
 from guidance.errors import UserError, one_of
@@ -34,7 +34,6 @@ def train_classifier(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
     from guidance.table import as_text
     from guidance.train import Interrupted, train
-    from guidance.trainer import Trainer
 
     out, resume, overwrite = folder(config, "out"), flag(config, "resume"), flag(config, "overwrite")
     threads(config)
@@ -57,7 +56,7 @@ def train_classifier(config: dict[str, Any], overrides: Sequence[str]) -> None:
         modality, denoiser = model.modality, model.denoisers["main"]
         made = described(model, own)
     classes = made[SECTION]["attributes"]
-    trainer: Trainer = build(made["trainer"], "trainer")
+    trainer = trainer_of(made)
     if not len(modality.data.train):
         raise UserError(f"there is nothing to train on: {modality.data.name} has no training items")
     split = without(modality.data.train, parse(made.get("holdout") or [], modality.conditions))

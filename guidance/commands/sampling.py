@@ -40,6 +40,8 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
         raise UserError(f"condition is given by attribute, e.g. condition.digit=3, got condition={config['condition']!r}")
     model = loaded(config)
     settings = sampling(config, model)
+    if not isinstance(config["judge"], bool | None):
+        raise UserError(f"judge is true, false or null, got {config['judge']!r}")
     if (wanted := config["format"]) not in (None, *model.modality.render.formats):
         raise one_of("format", wanted, model.modality.render.formats)
     condition = {name: value for name, value in config["condition"].items() if value is not None}

@@ -1,5 +1,6 @@
 """polyguide train."""
 
+import inspect
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from guidance.holdout import parse, without
 from guidance.modality import Modality, Split
 from guidance.model import PARTS, Model, assemble, with_codec
 from guidance.previews import class_table, forward_process
-from guidance.processes import launched
+from guidance.processes import launched, world
 from guidance.trainer import Trainer
 from guidance.upkeep import LOCK, alone
 
@@ -59,6 +60,20 @@ def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Seq
     return result
 
 
+def trainer_of(config: Mapping[str, Any]) -> Trainer:
+    """The trainer of a config. UserError where it is something else, or its batch does not divide among the processes."""
+    trainer = build(config["trainer"], "trainer")
+    if not isinstance(trainer, Trainer):
+        raise UserError(f"the config's trainer is none: {config['trainer']['_target_']} is something else")
+    trainer.check(world())
+    return trainer
+
+
+def arity(part: Any) -> int:
+    """How many arguments it is called with, which tells losses, times and schedules from each other; 0 where it cannot be called."""
+    return len(inspect.signature(part).parameters) if callable(part) else 0
+
+
 def words(line: str) -> list[str]:
     """Of a command; none where a quote is not closed."""
     try:
@@ -73,6 +88,8 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     from accelerate.state import PartialState
     from accelerate.utils.environment import parse_flag_from_env
 
+    from guidance.condition import Dropout
+    from guidance.loss import Loss, UniformTimes
     from guidance.train import Interrupted, Objective
     from guidance.train import train as run_training
 
@@ -91,11 +108,18 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
             raise UserError(f"out={out} holds a classifier, which polyguide train-classifier trains; choose another out=")
         config = resumed(config, stored, overrides, checkpoint.read_commands(out))
     seed = whole_number(config, "seed", 0)
-    trainer: Trainer = build(config["trainer"], "trainer")
+    trainer = trainer_of(config)
     torch.manual_seed(seed)  # the initial weights
     modality, denoiser = assemble(checkpoint.located(config, out))
     parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
     parts["loss"] = with_codec(parts["loss"], modality)
+    for key, is_one in {
+        "loss": arity(parts["loss"]) == arity(Loss()),
+        "times": arity(parts["times"]) == arity(UniformTimes()),
+        "dropout": isinstance(parts["dropout"], Dropout),
+    }.items():
+        if not is_one:
+            raise UserError(f"the config's {key} is none: {config[key]['_target_']} is something else")
     parts["dropout"].check(list(modality.conditions))
     objective = Objective(denoiser, modality.codec, **parts, conditions=modality.conditions)
     pinned = {"data": modality.data.pinned(), **(modality.pinned() if modality.pinned else {})}

@@ -224,7 +224,7 @@ class DiffWave(nn.Module):
         noise = self.noise_projection(self.noise(logsnr)).to(x.dtype).unflatten(1, (len(self.layers), self.channels, 1, 1))
         total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         # Taken apart once: the gradient of each layer's own piece would be as large as the whole.
-        conditions = [None] * len(self.layers) if condition is None else [part.mT.unsqueeze(2) for part in condition.unbind(1)]
+        conditions = [None] * len(self.layers) if condition is None else [part.to(x.dtype).mT.unsqueeze(2) for part in condition.unbind(1)]
         for layer, shift, given in zip(self.layers, noise.unbind(1), conditions, strict=True):
             x, skip = layer(x, shift, given)
             total += skip

@@ -115,14 +115,15 @@ class Embeddings(nn.Module):
     def project(self, x0: Float[Tensor, "b length width"]) -> Float[Tensor, "b length width"]:
         return self.encode(self.tokens(x0)).to(x0) if self.projection == "nearest" else x0
 
-    def logits(self, y: Float[Tensor, "b length width"]) -> Float[Tensor, "b length size"]:
-        """<y, e_w> + b_w, in single precision: near certainty they are differences of large numbers."""
+    def logits(self, y: Float[Tensor, "b length width"], temperature: float = 1.0) -> Float[Tensor, "b length size"]:
+        """(<y, e_w> + b_w) / temperature, in single precision: near certainty they are differences of large numbers."""
         with torch.autocast(y.device.type, enabled=False):
-            return y.float() @ self.vectors.T + self.bias
+            flat = y.float().flatten(0, 1) / temperature  # before there are as many numbers as words
+            return torch.addmm(self.bias / temperature, flat, self.vectors.T).unflatten(0, y.shape[:2])
 
     def expected(self, y: Float[Tensor, "b length width"], temperature: float = 1.0) -> Float[Tensor, "b length width"]:
         """The mean vector under the probabilities that these logits, divided by the temperature, stand for."""
-        return (self.logits(y) / temperature).softmax(-1) @ self.vectors
+        return self.logits(y, temperature).softmax(-1) @ self.vectors
 
     @property
     def anchored(self) -> bool:
