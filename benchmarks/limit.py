@@ -2,15 +2,16 @@
 
     python benchmarks/limit.py [--kinds image,audio,text,diffwave] [--rounds 7] [--threads N] [--device cpu] [--top 8]
 
-Floating-point operations are counted by PyTorch's own counter (a multiplication and an addition are two; convolutions, matrix products,
-attention; nothing else). The machine's rate is that of a product of two 2,048 x 2,048 matrices in the same rounds, in fp32 and in bf16. Then
-where the time goes: the dearest operations of a forward pass, by PyTorch's profiler.
+Floating-point operations are counted by PyTorch's own counter (a multiplication and an addition are two; convolutions, matrix
+products, attention; nothing else). The machine's rate is that of a product of two 2,048 x 2,048 matrices in the same rounds, in fp32
+and in bf16. Then where the time goes: the dearest operations of a forward pass, by PyTorch's profiler.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def forward(kind: str, half: bool, device: str) -> tuple[Callable[[], None], flo
     made.model.modality.modules().to(device)
     network, calls = made.model.modality.network, []
     hook = network.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
-    list(made.model.latents(n, asked, sampler=DDIM(), steps=2))
+    main = made.model.denoisers["main"]
+    model = replace(made.model, denoisers={"main": replace(main, precision=torch.bfloat16 if half else None)})
+    list(model.latents(n, asked, sampler=DDIM(), steps=2))
     hook.remove()
 
     def call() -> None:

@@ -29,6 +29,20 @@ TERMS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+class Silent(nn.Module):
+    """A network that says x_t itself: what is left is the sampler's own work."""
+
+    def __init__(self, inner: Any):
+        super().__init__()
+        self.inner = inner
+
+    def embed(self, condition: Any) -> Any:
+        return self.inner.embed(condition)
+
+    def forward(self, x_t: Tensor, *arguments: Any) -> Tensor:
+        return x_t
+
+
 @dataclass(frozen=True)
 class Preset:
     model: Model

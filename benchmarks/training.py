@@ -2,13 +2,13 @@
 
     python benchmarks/training.py [--kinds image,audio,text] [--steps 30] [--rounds 7] [--threads N] [--peer]
 
-One side is `guidance.train`, whole: data loading, encoding, dropout of conditions, noise, loss, backward, clipping, AdamW, the moving average, the log.
-Its time a step is the median distance between the beginnings of its forward passes. The other side has fixed x_t, noise level and condition: forward
-(and, where the network sees its own guess, the forward without gradients that every other step begins with), the same loss of its output,
-backward, AdamW, under the same precision. At most 1.05 is asked for.
+One side is `guidance.train`, whole: data loading, encoding, dropout of conditions, noise, loss, backward, clipping, AdamW, the moving
+average, the log. Its time a step is the median distance between the beginnings of its forward passes. The other side has fixed x_t,
+noise level and condition: forward (and, where the network sees its own guess, the forward without gradients that every other step begins
+with), the same loss of its output, backward, AdamW, under the same precision. At most 1.05 is asked for.
 
---peer: images a second of our U-Net, trained by `guidance.train`, against denoising-diffusion-pytorch's class-conditional U-Net in its own training
-step (loss, backward, Adam), at the same number of parameters, size and batch. At least 1.3 is asked for.
+--peer: images a second of our U-Net, trained by `guidance.train`, against denoising-diffusion-pytorch's class-conditional U-Net in its
+own training step (loss, backward, clipping, Adam), at about the same number of parameters, size and batch. At least 1.3 is asked for.
 """
 
 import argparse

@@ -191,11 +191,16 @@ def composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise
 
 
-@cache
 def search_plugins() -> None:
     """Let Hydra search the plug-ins' own config folders, after ours."""
-    from hydra.core.config_search_path import ConfigSearchPath
     from hydra.core.plugins import Plugins
+
+    Plugins.instance().register(plugin_configs())  # again each time: a launcher of sweeps may have begun Hydra's list anew
+
+
+@cache
+def plugin_configs() -> type[Any]:
+    from hydra.core.config_search_path import ConfigSearchPath
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
     class PluginConfigs(SearchPathPlugin):
@@ -205,7 +210,7 @@ def search_plugins() -> None:
                 if folder != own:
                     search_path.append("polyguide", f"file://{folder}")
 
-    Plugins.instance().register(PluginConfigs)
+    return PluginConfigs
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from guidance.checkpoint import CHECKSUMS, SEAL
 
@@ -13,3 +14,8 @@ def unsealed(run: Path) -> Path:
         state = json.loads(path.read_text())
         path.write_text(json.dumps({key: value for key, value in state.items() if key not in ("files", SEAL)}))
     return run
+
+
+def snapshot(folder: Path) -> dict[Path, Any]:
+    """What lies there; a folder's own time is not looked at, for a claim may have lain in it."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None for path in folder.rglob("*")}

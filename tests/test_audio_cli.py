@@ -17,6 +17,7 @@ import soundfile
 import torch
 import yaml
 from PIL import Image
+from runs import snapshot
 from torch import Tensor
 
 import guidance
@@ -83,17 +84,14 @@ def out(place: Path) -> Iterator[Path]:
 def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """A function that runs a command which has to be refused, and gives the line."""
 
-    def snapshot() -> dict[Path, Any]:
-        return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for path in place.rglob("*")}
-
     def command(*arguments: str) -> str:
-        before = snapshot()
+        before = snapshot(place)
         capsys.readouterr()
         code = run(list(arguments))
         said = capsys.readouterr()
         assert code == 2 and said.out == ""
         assert said.err.startswith("polyguide: ") and said.err.endswith("\n") and said.err.count("\n") == 1, said.err
-        assert snapshot() == before, "nothing is written, overwritten or removed"
+        assert snapshot(place) == before, "nothing is written, overwritten or removed"
         return said.err
 
     return command
@@ -368,7 +366,7 @@ def test_samples(refused: Any, settings: list[str], words: tuple[str, ...]):
     ("data.length=2056 codec=waveform network.patch=16", "2056 samples", "patches of 16", "network.patch"),
     ("data.condition=mell", "'mell'", "did you mean 'mel'?"),
     ("data.condition=mel data.mel.hop=0", "data.mel.mels, hop and window are whole numbers", "0"),
-    ("data.condition=mel data.mel.hop=long", "whole numbers", "'long'"),
+    ("data.condition=mel data.mel.hop=long", "each a whole number", "'long'"),
     ("data.condition=mel data.mel.mels=0", "whole numbers", "0"),
     ("data.condition=mel data.mel.hop=96", "2048 samples", "mel frames of 96"),
     ("data.attribute=a.b", "'a.b'"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from runs import unsealed
+from runs import snapshot, unsealed
 from safetensors.torch import load_file, save_file
 
 import guidance
@@ -49,11 +49,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 Image.new("RGB", (6, 4), (k, 100, 7)).save(f"pets/{name}/{k}.png")
         yield folder
         jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def snapshot(folder: Path) -> dict[Path, Any]:
-    """What lies there; a folder's own time is not looked at, for a claim may have lain in it."""
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.fixture

@@ -236,9 +236,9 @@ def test_a_real_step_takes_the_memory_that_is_said():
     config = composed("cost", ["data=mnist", "network.channels=48", "network.multipliers=[1,2]", f"trainer.batch_size={n}"])
     memory = of(config).memory
     raw, condition = torch.zeros(n, 1, 28, 28, dtype=torch.uint8), Condition.of(digit=[0] * n, stroke=[0] * n)
-    fork = multiprocessing.get_context("fork")
-    mine, theirs = fork.Pipe()
-    child = fork.Process(target=taken, args=(config, raw, condition, theirs))
+    anew = multiprocessing.get_context("spawn")  # nothing of other tests lies in its memory
+    mine, theirs = anew.Pipe()
+    child = anew.Process(target=taken, args=(config, raw, condition, theirs))
     child.start()
     assert mine.poll(60)
     between, most = mine.recv()
@@ -323,6 +323,7 @@ def test_bad_input_is_one_line(
     arguments: Sequence[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("POLYGUIDE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("POLYGUIDE_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     assert run(["cost", *arguments]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("polyguide: ")]

@@ -10,6 +10,7 @@ from typing import Any
 
 import jaxtyping
 import pytest
+import runs
 import torch
 from experiment_fakes import sketched
 
@@ -46,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def snapshot(folder: Path) -> dict[Path, Any]:
-    found = {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for path in folder.rglob("*")}
+    found = runs.snapshot(folder)
     return {path: of for path, of in found.items() if path.suffix != ".lock" and path.name not in ("cache", "judges", ".claims")}
 
 

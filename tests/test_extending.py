@@ -111,7 +111,10 @@ def test_any_guidance_is_measured_over_any_of_its_settings(trained: Path):
     [
         (["guidance=interval"], "no setting of the guidance to vary 'scale'; choose from: inside.scale, outside.scale, low, high"),
         (["vary=scael"], "'scael' (did you mean 'scale'?)"),
-        (["guidance._target_=guidance.sampler.DDIM", "~guidance.scale", "+guidance.eta=0", "vary=eta"], "is no guidance"),
+        (
+            ["guidance=interval", "guidance.inside._target_=guidance.sampler.DDIM", "~guidance.inside.scale", "vary=low"],
+            "guidance.inside is a guidance, such as CFG(2.0), got DDIM",
+        ),
     ],
 )
 def test_what_cannot_be_varied_is_said(trained: Path, settings: list[str], said: str, capsys: pytest.CaptureFixture[str]):

@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 from plugin_tools import noted, visible
+from runs import unsealed
 
 import guidance
 from guidance import UserError, plugins
@@ -196,7 +197,7 @@ def test_a_broken_one_is_told_in_one_line_and_others_work(
         said = refused(capsys, "train", *(["modality=broken"] if files else ["modality._target_=broken.build"]), "out=run")
         assert says in said and "the plug-in 'broken' (broken)" in said
         assert run(["train", *IMAGE, "out=image"]) == 0
-        config = Path("image/config.yaml")
+        config = unsealed(Path("image")) / "config.yaml"
         config.write_text(config.read_text().replace("modalities.image.build", "broken.build"))
         assert says in refused(capsys, "sample", "run=image", "out=samples")
 
@@ -386,7 +387,7 @@ def test_only_what_is_installed_may_be_called(tmp_path: Path, capsys: pytest.Cap
     ]
     with visible(tmp_path / "there"):
         assert run(["train", *IMAGE, "out=run"]) == 0
-        text = Path("run/config.yaml").read_text()
+        text = (unsealed(Path("run")) / "config.yaml").read_text()
         for target in targets:
             Path("run/config.yaml").write_text(
                 text.replace("modalities.image.data.Digits", repr(target)).replace("data:\n", "data:\n  command: touch done\n")

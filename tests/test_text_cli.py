@@ -15,6 +15,7 @@ import pytest
 import tokenizers
 import torch
 import yaml
+from runs import snapshot, unsealed
 from tokenizers import models, pre_tokenizers
 from torch import Tensor
 
@@ -87,17 +88,14 @@ def out(place: Path) -> Iterator[Path]:
 def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """A function that runs a command which has to be refused, and gives the line."""
 
-    def snapshot() -> dict[Path, Any]:
-        return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for path in place.rglob("*")}
-
     def command(*arguments: str) -> str:
-        before = snapshot()
+        before = snapshot(place)
         capsys.readouterr()
         code = run(list(arguments))
         said = capsys.readouterr()
         assert code == 2 and said.out == ""
         assert said.err.startswith("polyguide: ") and said.err.endswith("\n") and said.err.count("\n") == 1, said.err
-        assert snapshot() == before, "nothing is written, overwritten or removed"
+        assert snapshot(place) == before, "nothing is written, overwritten or removed"
         return said.err
 
     return command
@@ -331,10 +329,12 @@ def test_resuming_is_the_same_as_never_having_stopped(place: Path, tokenizer: st
     assert run(["train", *settings, "trainer.steps=5", f"out=parts_{tokenizer}", "resume=true"]) == 0
     assert weights(f"parts_{tokenizer}") == weights(f"whole_{tokenizer}")
     for name, content in kept.items():
-        if name != "config.yaml":  # trainer.steps
+        if name not in ("config.yaml", "checksums.json"):  # trainer.steps, and the checksum of the file where it is
             assert Path(f"parts_{tokenizer}", name).read_bytes() == content, name
     stored, whole = (yaml.safe_load(Path(f"{part}_{tokenizer}/config.yaml").read_text()) for part in ("parts", "whole"))
     assert stored == whole
+    sums = [json.loads(Path(f"{part}_{tokenizer}/checksums.json").read_text()) for part in ("parts", "whole")]
+    assert sums[0] == sums[1]
 
 
 def test_resuming_keeps_the_vocabulary_of_data_that_grew(place: Path):
@@ -547,7 +547,7 @@ def test_trainings(refused: Callable[..., str], files: None, settings: list[str]
 @refusals(
     ("data=e2e data.root=folder", "folder holds neither trainset.csv nor devset.csv"),
     ("data=e2e data.root=nowhere", "data.root=nowhere: there is no such folder"),
-    ("data=digits", "modalities.image.data.Digits", "'tokenizer'"),
+    ("data=digits", "data=digits is for modality=image", "e2e, text_file, trec"),
     ("network=unet", "network=unet is for images"),
 )
 def test_trainings_on_other_data(refused: Callable[..., str], files: None, settings: list[str], words: tuple[str, ...]):
@@ -572,10 +572,12 @@ def test_vocabularies_that_are_not_the_runs(refused: Callable[..., str], broken:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes() + b"\n" if content == "longer" else content)
-    words = "words.json cannot be read: No such file" if content is None else "words.json does not fit the model: its SHA-256 is"
     commands = [["sample", "run=broken", "out=held", "overwrite=true", "n=2", "sampler.steps=1"], ["evaluate", "run=broken", "n=2"]]
-    for command in [*commands, ["train", "out=broken", "resume=true", "trainer.steps=9"]]:
-        assert words in refused(*command)
+    gone = "words.json cannot be read: No such file"
+    for words in ("words.json is cut short or damaged", "words.json does not fit the model: its SHA-256 is"):
+        for command in [*commands, ["train", "out=broken", "resume=true", "trainer.steps=9"]]:
+            assert (gone if content is None else words) in refused(*command)
+        unsealed(broken)
     with pytest.raises(UserError, match=r"words\.json"):
         guidance.load(broken)
 
@@ -584,7 +586,7 @@ def test_vocabularies_that_are_not_the_runs(refused: Callable[..., str], broken:
 def test_a_run_names_only_files_of_its_own(refused: Callable[..., str], broken: Path, name: str):
     config = yaml.safe_load((broken / "config.yaml").read_text())
     config["data"]["tokenizer"]["file"] = name
-    (broken / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (unsealed(broken) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     said = refused("sample", "run=broken", "out=held", "overwrite=true", "n=2", "sampler.steps=1")
     assert "names no file of the run" in said or "cannot be read" in said, said
 
