@@ -303,6 +303,8 @@ class GuidedDenoiser:
 
     def _called(self, read: Read, model: str, live: Bool[Tensor, "k b"], x_t: Tensor, x0_hat: Tensor | None) -> list[tuple[Tensor, ...]]:
         """What ``read`` gives for each call of a model; where a GPU's memory runs out, the calls from then on have half as many rows."""
+        denoiser = self.denoisers[model]
+        x0_hat = x0_hat if denoiser.self_condition else None
         while True:
             calls = self._plan(live)[model]
             outputs: list[tuple[Tensor, ...]] = []
@@ -312,7 +314,7 @@ class GuidedDenoiser:
                     assert x is not None
                     if hint is not None and call.guess is not None:
                         hint = torch.where(call.guess.view(-1, *(1,) * (hint.ndim - 1)), hint, 0.0)
-                    outputs.append(read(self.denoisers[model], x, call.context, hint))
+                    outputs.append(read(denoiser, x, call.context, hint))
             except torch.OutOfMemoryError:
                 if (largest := max(call.rows for call in calls)) == 1:
                     raise

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs a network; without one, what is not on the hub takes twenty seconds to be so
+
 import jaxtyping
 import pytest
 import torch

@@ -447,6 +447,8 @@ def test_a_low_temperature_is_the_likeliest_token_and_a_high_one_all_alike():
     torch.testing.assert_close(codec.expected(output, 1e-4), codec.vectors[logits.argmax(-1)])
     torch.testing.assert_close(codec.expected(output, 1e6), codec.vectors.mean(0).expand_as(output), atol=1e-3, rtol=0)
     torch.testing.assert_close(codec.logits(output), logits)
+    mean = (logits.double() / 0.7).softmax(-1) @ codec.vectors.double()
+    torch.testing.assert_close(codec.expected(output, 0.7).double(), mean, atol=1e-5, rtol=1e-5)
     for wrong in (0, -1.0, math.inf, math.nan):
         with pytest.raises(UserError, match=r"parameterization\.temperature is a positive number"):
             Expected(codec, wrong)

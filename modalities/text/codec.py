@@ -122,8 +122,15 @@ class Embeddings(nn.Module):
             return torch.addmm(self.bias / temperature, flat, self.vectors.T).unflatten(0, y.shape[:2])
 
     def expected(self, y: Float[Tensor, "b length width"], temperature: float = 1.0) -> Float[Tensor, "b length width"]:
-        """The mean vector under the probabilities that these logits, divided by the temperature, stand for."""
-        return self.logits(y, temperature).softmax(-1) @ self.vectors
+        """The mean vector under the probabilities that these logits, divided by the temperature, stand for.
+
+        That is y's attention to the vectors, and PyTorch's kernel for it never writes down as many numbers as there are words.
+        """
+        with torch.autocast(y.device.type, enabled=False):
+            vectors, query = self.vectors, y.float().flatten(0, 1) / temperature
+            bias = (self.bias / temperature).expand(len(query), -1)
+            mean = functional.scaled_dot_product_attention(*(t[None, None] for t in (query, vectors, vectors, bias)), scale=1.0)
+            return mean[0, 0].unflatten(0, y.shape[:2])
 
     @property
     def anchored(self) -> bool:

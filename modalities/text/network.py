@@ -96,7 +96,7 @@ class TextDenoiser(nn.Module):
         output: Tensor = self.output(self._states(x_t, logsnr, context, x0_hat))
         if self.likelihood:
             alpha2 = logsnr.sigmoid()
-            output = output + (alpha2.sqrt() / (1 - alpha2)).clamp(max=SHARPEST)[:, None, None] * x_t
+            output = torch.addcmul(output, (alpha2.sqrt() / (1 - alpha2)).clamp(max=SHARPEST)[:, None, None], x_t)
         return output
 
     def features(
@@ -120,11 +120,13 @@ class TextDenoiser(nn.Module):
         x = x_t
         if self.self_condition:
             x = torch.cat([x_t, torch.zeros_like(x_t) if x0_hat is None else x0_hat], -1)
-        noise = self.noise(logsnr)[:, None]
-        h = self.input(x) + noise + context.get("given", 0.0)
+        h = self.input(x)
+        if "given" in context:
+            h = h + context["given"]
         attributes = context.get("attributes")
         if attributes is not None and not self.cross:
-            h = torch.cat([attributes + noise, h], 1)
+            h = torch.cat([attributes, h], 1)
+        h = h + self.noise(logsnr)[:, None]
         return encode(self.encoder, h, attributes if self.cross else None)[:, -self.length :]
 
 
