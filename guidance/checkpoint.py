@@ -114,6 +114,8 @@ def is_saved(folder: Path) -> bool:
 def read_config(run: Path) -> dict[str, Any]:
     """A run's config. UserError where there is no run, it was written by another version, or the config or one of the other files that
     checksums.json lists is not as it was written."""
+    if run.is_file():
+        raise UserError(f"run={run} is a file, not the folder of a run")
     if not run.is_dir():
         cut = "".join(f"; saving it was cut short, and {place} is what was to be there: rename it" for place in unplaced(run)[:1])
         raise UserError(f"run={run}: there is no such folder{cut or f'; train one with: polyguide train out={run}'}")

@@ -6,13 +6,14 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from guidance import bar
 from guidance.config import config_folder, leaves, resolve
 from guidance.errors import UserError, one_of
 from guidance.memory import keep_freed
-from guidance.plugins import check_choice, everything, responsible
+from guidance.plugins import check_choice, choices, everything, responsible
 
 FREE = ("condition", "model", "sampler")
 """Groups of keys that a run, not a config, defines; they need no plus sign on the command line."""
@@ -152,12 +153,17 @@ def check_data(config: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
     raise UserError(f"data={choices.get('data')} is for modality={of}; data for modality={ours[0].name} are: {known or 'none'}")
 
 
+def config_folders() -> list[Path]:
+    """Our own, and those of the plug-ins."""
+    return [config_folder(), *(plugin.configs for plugin in everything() if plugin.configs)]
+
+
 def targets(group: str) -> dict[str, str]:
     """What each choice of a group names as its _target_."""
     from yaml import YAMLError, safe_load
 
     found: dict[str, str] = {}
-    for folder in (config_folder(), *(plugin.configs for plugin in everything() if plugin.configs)):
+    for folder in config_folders():
         for path in sorted((folder / group).glob("*.yaml")):
             try:
                 content = safe_load(path.read_text(encoding="utf-8"))
@@ -259,8 +265,12 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
             return f"{key} cannot be changed on the command line, for the dot in its name; write it into a config of your own"
         return str(one_of("config key", key, near))
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s*(.*?)(?:Config search path|$)", text, re.DOTALL):
-        group, _, name = found[1].rpartition("/")
-        return str(one_of(f"choice for {group}", name, found[3].split()))
+        group = found[2]
+        names = found[3].split()
+        if group == "recipe":  # Hydra leaves out those in folders
+            every = [f"{kind}/{name}" for folder in config_folders() for kind, name in choices(folder)]
+            names = sorted({choice.removeprefix("recipe/") for choice in every if choice.startswith("recipe/")})
+        return str(one_of(f"choice for {group}", found[1].removeprefix(f"{group}/"), names))
     if isinstance(error, OverrideParseException):
         return f"the setting {error.override!r} cannot be read; write key=value, with quotes around what has brackets or commas"
     if found := re.search(r"You must specify '([^']+)', e\.g, ", text):

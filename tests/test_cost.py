@@ -296,7 +296,12 @@ def test_the_command_says_it_and_writes_it(tmp_path: Path, capsys: pytest.Captur
     said, held = capsys.readouterr().out, json.loads((tmp_path / "cost.json").read_text())
     assert "603,329" in said and held["parameters"]["total"] == 603329
     assert held == json.loads(json.dumps(of(composed("cost", ["data=digits", "device=cpu"])).facts()))
+    assert run(["cost", "data=digits", "out=cost.json", "device=a100", "overwrite=true"]) == 0
+    assert json.loads((tmp_path / "cost.json").read_text())["training"]["device"] == "a100"
     assert [path.name for path in tmp_path.iterdir()] == ["cost.json"]
+
+
+HUB = ["data=image_hub", "data.dataset=someone/some-images"]
 
 
 @pytest.mark.parametrize(
@@ -312,10 +317,16 @@ def test_the_command_says_it_and_writes_it(tmp_path: Path, capsys: pytest.Captur
         (["data=digits", "sampler=feynman_kac", "sampler.particles=0"], "particles"),
         (["data=digits", "+assumed.data=3"], "assumed.data"),
         (["data=digits", "+assumed.bata.classes=3"], "assumed.bata"),
-        (["data=image_hub", "data.dataset=someone/some-images"], "+assumed.data.classes.label=10"),
+        (HUB, "+assumed.data.classes.label=10"),
         (["modality=audio", "data=fsdd"], "+assumed.data.classes.label=10"),
         (["data=image_folder", "data.root=nowhere"], "there is no such folder"),
-        (["recipe=published/nothing"], "nothing"),
+        (["recipe=published/nothing"], "choose from: diffwave, fsdd, mnist, published/cifar10, "),
+        (["recipe=text/sedd"], "(did you mean 'text/sed'?)"),
+        ([*HUB, "+assumed.data.classes.label=0"], "assumed.data.classes.label is a number of classes, at least 1"),
+        ([*HUB, "+assumed.data.classes.label=true"], "assumed.data.classes.label is a number of classes, at least 1"),
+        ([*HUB, "+assumed.data.classes.lable=10"], "(did you mean 'label'?)"),
+        (["data=digits", "out=held.json"], "out=held.json is there already; pass overwrite=true"),
+        (["data=digits", "out=/proc/cost.json"], "out=/proc/cost.json cannot be written"),
         (["data=digits", "network.head=7", "network.attention=[8]"], "network.head"),
     ],
 )
@@ -325,9 +336,10 @@ def test_bad_input_is_one_line(
     monkeypatch.setenv("POLYGUIDE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("POLYGUIDE_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
+    Path("held.json").write_text("held")
     assert run(["cost", *arguments]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("polyguide: ")]
-    assert len(lines) == 1 and said in lines[0]
+    assert len(lines) == 1 and said in lines[0] and Path("held.json").read_text() == "held"
 
 
 def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -161,19 +161,25 @@ def test_a_beginning_that_fails_leaves_nothing_and_what_was_there_before_it_may_
 
 
 @pytest.mark.parametrize(
-    ("command", "how"), [("train", "resume=true"), ("train", "overwrite=true"), ("train-classifier", "overwrite=true")]
+    ("command", "how"),
+    [
+        ("train", ["resume=true", "trainer.steps=6"]),
+        ("train", ["resume=true", "trainer.steps=4"]),  # which are done, but perhaps not all that comes after them
+        ("train", ["overwrite=true"]),
+        ("train-classifier", ["overwrite=true"]),
+    ],
 )
 def test_a_second_training_in_the_same_folder_is_refused(
-    whole: Path, copy: Path, capsys: pytest.CaptureFixture[str], how: str, command: str
+    whole: Path, copy: Path, capsys: pytest.CaptureFixture[str], how: list[str], command: str
 ):
     before = files(copy)
-    more = ["trainer.steps=6"] if command == "train" else [f"run={whole}", "trainer.steps=1", "trainer.batch_size=2"]
+    more = TINY if command == "train" else [f"run={whole}", "trainer.steps=1", "trainer.batch_size=2"]
     with alone(copy):
-        assert run([command, *(TINY if command == "train" else []), *more, how, f"out={copy}"]) == 2
+        assert run([command, *more, *how, f"out={copy}"]) == 2
         assert f"out={copy}: another training is at work there" in one_line(capsys)
         assert files(copy) == before | {LOCK: b""}
     assert files(copy) == before
-    assert run([command, *(TINY if command == "train" else []), *more, how, f"out={copy}"]) == 0
+    assert run([command, *more, *how, f"out={copy}"]) == 0
 
 
 def test_the_lock_is_held_while_it_trains_and_the_system_takes_it_from_a_process_that_is_killed(tmp_path: Path):

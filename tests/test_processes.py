@@ -175,6 +175,8 @@ def test_killed_sampling_goes_on(trained: Path, alone: dict[str, bytes], tmp_pat
     killed(started)
     before = contents(tmp_path / "out")
     assert run(command) == 2 and "holds unfinished samples; go on with resume=true" in capsys.readouterr().err
+    assert run(["evaluate", f"run={trained}", "n=2", "out=out"]) == 2
+    assert "holds unfinished samples; choose another out=" in capsys.readouterr().err
     assert run([*command, "resume=true", "seed=1"]) == 2
     assert "holds unfinished samples of seed=0, not 1; pass overwrite=true" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before, "and nothing is lost by asking"

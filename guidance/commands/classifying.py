@@ -67,10 +67,11 @@ def train_classifier(config: dict[str, Any], overrides: Sequence[str]) -> None:
     with torch.no_grad():
         item = modality.codec.encode(split.__getitems__([0])[0])
     objective.settle(item)
-    if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and (out / ACCURACY).is_file():
-        print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
-        return
     place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
+    if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and (out / ACCURACY).is_file():
+        with alone(out) if place.is_main_process else nullcontext():  # whoever trains it still is not done
+            print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
+        return
     place.wait_for_everyone()  # every process has looked before the first one writes
     with alone(out) if place.is_main_process else nullcontext():
         if place.is_main_process:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from guidance import checkpoint
 from guidance.commands.settings import flag, folder
 from guidance.config import build, config_folder
-from guidance.errors import UserError
+from guidance.errors import UserError, one_of
 from guidance.model import SAMPLER, with_codec
 from guidance.trainer import Trainer
 
@@ -29,10 +29,15 @@ def cost(config: dict[str, Any], overrides: Sequence[str]) -> None:
     out = None if config["out"] is None else folder(config, "out")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"out={out}: that is a folder, or its folder is not there; name a file, such as out=cost.json")
+    if out is not None and out.exists() and not flag(config, "overwrite"):
+        raise UserError(f"out={out} is there already; pass overwrite=true, or another out=")
     made = found(with_facts(with_facts(config, shipped(recipe)), config["assumed"] or {}), recipe)
     print(f"{row(made)}\n" if one_row else table(made), end="", flush=True)
     if out is not None:
-        checkpoint.write_atomically(out, (json.dumps(made.facts(), indent=2) + "\n").encode())
+        try:
+            checkpoint.write_atomically(out, (json.dumps(made.facts(), indent=2) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"out={out} cannot be written: {error.strerror}") from None
 
 
 def found(config: Mapping[str, Any], recipe: str = "") -> "Cost":
@@ -85,16 +90,21 @@ def with_facts(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str,
     for section, settings in facts.items():
         if not isinstance(result.get(section), Mapping) or not isinstance(settings, Mapping):
             raise UserError(f"assumed.{section} is no section of settings that a model has, such as assumed.data; got {settings!r}")
-        named = {key: numbered(value) if key == "classes" else value for key, value in settings.items()}
+        where, known = f"assumed.{section}.classes", result[section].get("labels")
+        if unknown := [name for name in settings.get("classes") or () if isinstance(known, list) and name not in known]:
+            raise one_of(f"attribute in {where}", unknown[0], known)
+        named = {key: numbered(value, where) if key == "classes" else value for key, value in settings.items()}
         result[section] = {**result[section], **named}
     return result
 
 
-def numbered(classes: Any) -> Any:
+def numbered(classes: Any, where: str) -> Any:
     """A number of classes as so many names."""
     if isinstance(classes, Mapping):
-        return {name: numbered(of) for name, of in classes.items()}
-    return [str(k) for k in range(classes)] if isinstance(classes, int) and not isinstance(classes, bool) else classes
+        return {name: numbered(of, f"{where}.{name}") for name, of in classes.items()}
+    if isinstance(classes, int) and (isinstance(classes, bool) or classes < 1):
+        raise UserError(f"{where} is a number of classes, at least 1, or their names; got {classes!r}")
+    return [str(k) for k in range(classes)] if isinstance(classes, int) else classes
 
 
 @contextmanager

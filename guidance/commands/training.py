@@ -128,10 +128,11 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         raise UserError(f"there is nothing to train on: {modality.data.name} has no training items")
     split = without(modality.data.train, parse(config.get("holdout", []), modality.conditions))
     steps = checkpoint.saved_steps(out) if going_on else []
-    if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and ended(out, trainer):
-        print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
-        return
     place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
+    if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and ended(out, trainer):
+        with alone(out) if place.is_main_process else nullcontext():  # whoever trains it still is not done
+            print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
+        return
     place.wait_for_everyone()  # every process has looked before the first one writes
     begun = bool(steps) or (going_on and checkpoint.has_start(out))
     if not begun:

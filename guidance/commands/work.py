@@ -96,7 +96,9 @@ class Work:
             self.token = str(known.get("token", ""))
             return
         if known and not overwrite:
-            raise UserError(f"out={self.out} holds unfinished {self.what}; go on with resume=true, or pass overwrite=true, or another out=")
+            what = known.get("what", self.what)
+            hint = "go on with resume=true, or pass overwrite=true, or another out=" if what == self.what else "choose another out="
+            raise UserError(f"out={self.out} holds unfinished {what}; {hint}")
         if known and not self._alone():
             raise UserError(f"out={self.out}: other processes are at work in it; join them with resume=true, or choose another out=")
         vacant(self.out, overwrite, self.own)
@@ -104,7 +106,7 @@ class Work:
         (self.folder / "cleared").unlink(missing_ok=True)
         self.kept.mkdir(parents=True)
         self.token = uuid4().hex
-        facts = {"token": self.token, "terms": self.terms}
+        facts = {"what": self.what, "token": self.token, "terms": self.terms}
         write_atomically(self.folder / "terms.json", json.dumps(facts, indent=1).encode())
 
     def _finished(self) -> Any:
