@@ -297,7 +297,7 @@ def test_samples_are_written_where_there_is_no_data_to_judge_them_by(place: Path
     Path("animals.csv").rename("gone.csv")
     try:
         assert len(sample("run", "n=2", judge="null")) == 2
-        assert "no judge's view of the samples: animals.csv cannot be read: No such file" in capsys.readouterr().out
+        assert "no judge's view of the samples: data.path=animals.csv cannot be read: No such file" in capsys.readouterr().out
     finally:
         Path("gone.csv").rename("animals.csv")
 
@@ -502,7 +502,7 @@ def files(place: Path) -> None:
 
 
 @refusals(
-    ("data.path=nowhere.csv", "nowhere.csv cannot be read", "No such file"),
+    ("data.path=nowhere.csv", "data.path=nowhere.csv cannot be read", "No such file"),
     ("data.path=folder", "folder cannot be read", "Is a directory"),
     ("data.path=latin.csv", "latin.csv is not utf-8 (byte 14: 0xf6)", "data.encoding="),
     ("data.encoding=utf-16", "animals.csv is not utf-16", "data.encoding="),
@@ -519,7 +519,7 @@ def files(place: Path) -> None:
     ("data.attributes=colour", "data.attributes", "a list", "'colour'"),
     ("data.attributes=[a.b]", "an attribute's name is a word", "'a.b'"),
     ("data.attributes=[infill]", "'infill' is that of given words"),
-    ("data.test_path=nowhere.csv", "nowhere.csv cannot be read"),
+    ("data.test_path=nowhere.csv", "data.test_path=nowhere.csv cannot be read"),
     ("data.length=3", "every training sentence of text_file is longer than data.length=3 tokens"),
     ("data.length=1", "data.length is a whole number, at least 2, got 1"),
     ("data.length=many", "data.length", "'many'"),

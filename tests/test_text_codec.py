@@ -280,6 +280,8 @@ def test_settings_that_do_not_exist_or_do_not_fit_are_one_line():
         ({"kind": "cooccurence"}, "modality.codec.kind 'cooccurence' .did you mean 'cooccurrence'"),
         ({"project": "nearst"}, "modality.codec.project 'nearst' .did you mean 'nearest'"),
         ({"width": 0}, "modality.codec.width is at least 1, got 0"),
+        ({"readout": math.inf}, "modality.codec.readout is a weight of the loss, from 0 on, got inf"),
+        ({"rounding": -1.0}, "modality.codec.rounding is a weight of the loss, from 0 on, got -1"),
         ({"kind": "pretrained"}, "modality.codec.table"),
         ({"table": "x.npy"}, "modality.codec.table"),
     ]:

@@ -60,6 +60,9 @@ class Embeddings(nn.Module):
                 raise one_of(f"modality.codec.{what}", value, known)
         if width < 1:
             raise UserError(f"modality.codec.width is at least 1, got {width}")
+        for what, weight in (("readout", readout), ("rounding", rounding)):
+            if not 0 <= weight < math.inf:
+                raise UserError(f"modality.codec.{what} is a weight of the loss, from 0 on, got {weight}")
         if (kind == "pretrained") != (table is not None):
             raise UserError("modality.codec.table, a .npy or .safetensors file, goes with modality.codec.kind=pretrained")
         self.vocabulary, self.shape = vocabulary, (length, width)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -315,7 +316,9 @@ class TextFile(TextData):
         if not self.path:
             raise UserError("data.path is missing; give a .csv, .tsv, .jsonl or .txt file")
         parts = []
-        for path in (self.path, self.test_path):
+        for key, path in (("path", self.path), ("test_path", self.test_path)):
+            if path and not Path(path).expanduser().exists():
+                raise UserError(f"data.{key}={path} cannot be read: No such file or directory")
             rows = files.rows(path, self.text, self.attributes, self.encoding) if path else []
             parts.append([Sentence(text, attributes) for text, attributes in rows])
         if self.test_path:
