@@ -45,8 +45,9 @@ demo-text: install
 		'experiment.ordered_scales=[-2,-1,0,1]'
 	$(REPORT)
 
+# Hundreds of processes import the same modules: they are compiled once, whatever the environment says.
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: install  ## measure speed and memory against peers, into outputs/bench
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-deps -r benchmarks/requirements.txt

@@ -118,7 +118,7 @@ def cheap(arguments: Sequence[str]) -> list[str]:
     elif command == "train-classifier":
         changes = ["trainer.steps=2", "trainer.batch_size=4"]
     elif command == "exactness":
-        changes = ["n=64", "steps=2", "dims=[1]"]
+        changes = ["n=64", "steps=2", "dims=[1]", *([] if value(given, "targets") else ["targets=[scale-3]"])]
     elif command in ("sample", "evaluate", "experiment"):
         changes = ["sampler.steps=1"]
         changes += [f"n={min(int(value(given, 'n', '4')), 16)}"] if command == "sample" else ["n=10"]

@@ -13,7 +13,7 @@ done
 cd "$work"
 export POLYGUIDE_CACHE="$work/cache"
 "$work/venv/bin/polyguide" list | grep -q 'site-packages/guidance/configs/data/digits.yaml'
-"$work/venv/bin/polyguide" train --help | grep -q 'audio_folder, digits'
+"$work/venv/bin/polyguide" train --help | grep -q 'audio_shards, digits'
 "$work/venv/bin/polyguide" train modality=audio out=run --cfg job | grep -q modalities.audio.notes.Notes
 "$work/venv/bin/polyguide" --help | grep -q import-diffwave
 "$work/venv/bin/polyguide" train data=digits trainer.steps=3 trainer.batch_size=8 network.channels=8 out=run
