@@ -167,7 +167,7 @@ def hasten(patch: Any) -> None:
 
 
 def serve(address: str) -> None:
-    """Runs `polyguide` for whoever asks at a socket, each time in a fork of this process, which has everything imported."""
+    """Runs `polyguide`, or collects tests, for whoever asks at a socket, each time in a fork of this process, which has everything imported."""
     import pytest
     import torch
     from experiment_fakes import sketched
@@ -206,9 +206,12 @@ def serve(address: str) -> None:
             os.environ.update(order["environment"])
             sys.argv = ["polyguide"]
             sys.path.insert(0, str(Path(INSTALLED).absolute()))
-            from guidance.cli import run
+            if order["program"] == "pytest":
+                code = int(pytest.main(["--collect-only", "-q", *order["arguments"]]))
+            else:
+                from guidance.cli import run
 
-            code = run(cheap(order["arguments"]))
+                code = run(cheap(order["arguments"]))
         except SystemExit as stop:
             code = int(stop.code or 0)
         except BaseException:
@@ -220,11 +223,11 @@ def serve(address: str) -> None:
             os._exit(0)
 
 
-POLYGUIDE = """#!{python} -IS
+COMMAND = """#!{python} -IS
 import json, os, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-order = {{"arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}
+order = {{"program": os.path.basename(sys.argv[0]), "arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}
 socket.send_fds(server, [json.dumps(order).encode()], [0, 1, 2])
 sys.exit((server.recv(1) or b"\\1")[0])
 """
@@ -274,11 +277,6 @@ INSTALLED = ".installed"
 """Where `pip install FOLDER` installs, in a page's folder."""
 
 
-PYTEST = """#!/bin/sh
-exec {python} -m pytest --collect-only -q "$@"
-"""
-
-
 class Shell:
     """Where pages run: the shims, the server, the cache, and the files that pages find in their folder."""
 
@@ -299,7 +297,7 @@ class Shell:
         }
         make = subprocess.run(["which", "make"], capture_output=True, text=True, check=False).stdout.strip() or "make"
         known = {"python": sys.executable, "address": address, "tests": str(ROOT / "tests"), "make": make, "root": shlex.quote(str(ROOT))}
-        for name, text in {"polyguide": POLYGUIDE, "pip": PIP, "make": MAKE, "pytest": PYTEST}.items():
+        for name, text in {"polyguide": COMMAND, "pytest": COMMAND, "pip": PIP, "make": MAKE}.items():
             shim = self.shims / name
             shim.write_text(text.format(**known))
             shim.chmod(0o755)
