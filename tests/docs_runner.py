@@ -167,7 +167,7 @@ def hasten(patch: Any) -> None:
 
 
 def serve(address: str) -> None:
-    """Runs `polyguide`, or collects tests, for whoever asks at a socket, each time in a fork of this process, which has everything imported."""
+    """Runs `polyguide`, or collects tests, for whoever asks at a socket, in a fork of this process, which has everything imported."""
     import pytest
     import torch
     from experiment_fakes import sketched
