@@ -118,10 +118,10 @@ def cheap(arguments: Sequence[str]) -> list[str]:
     elif command == "train-classifier":
         changes = ["trainer.steps=2", "trainer.batch_size=4"]
     elif command == "exactness":
-        changes = ["n=64", "steps=2", "dims=[1]", *([] if value(given, "targets") else ["targets=[scale-3]"])]
+        changes = ["n=80", "steps=2", "dims=[1]"]
     elif command in ("sample", "evaluate", "experiment"):
         changes = ["sampler.steps=1"]
-        changes += [f"n={min(int(value(given, 'n', '4')), 16)}"] if command == "sample" else ["n=10"]
+        changes += [f"n={min(int(value(given, 'n', '4')), 16)}"] if command == "sample" else ["n=20"]
         if value(given, "sampler") == "feynman_kac":
             changes.append("sampler.particles=1")
         if command == "evaluate":

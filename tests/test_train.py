@@ -6,9 +6,13 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import re
 import resource
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -54,7 +58,7 @@ from guidance import (
     corrupt,
     level,
 )
-from guidance.cli import main, run
+from guidance.cli import run
 from guidance.loading import batches
 from guidance.train import Interrupted, Place, paired, train, update_average
 
@@ -647,24 +651,56 @@ def server() -> Any:
     return context
 
 
-def speaking(command: list[str], said: Path) -> None:
-    """The command; what it says goes into a file."""
-    with said.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    main(command)
+@pytest.mark.usefixtures("unchecked")
+def test_killed_runs_go_on_as_if_nothing_had_been(server: Any, tmp_path: Path):
+    moments = random.Random(0)
+    for _ in range(3):
+        process = server.Process(target=run, args=([*COMMAND, f"out={tmp_path / 'run'}", "resume=true"],))
+        process.start()
+        after_a_checkpoint(tmp_path / "run", process.is_alive)
+        time.sleep(moments.random() * 0.1)  # anywhere in the steps after it, or within the writing of the next
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    same_as_uninterrupted(tmp_path / "run")
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_ctrl_c_saves_and_says_how_to_go_on(server: Any, tmp_path: Path):
+def test_two_processes_train_as_one(server: Any, tmp_path: Path):
+    command, out = ["train", *TINY, "network.dropout=0", "trainer.steps=4", "trainer.accumulate=2"], f"out={tmp_path / 'two'}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    processes = []
+    for rank in "01":
+        place = where | {"RANK": rank, "LOCAL_RANK": rank}
+        code = f"import os; os.environ.update({place}); from guidance.cli import main; from guidance import checkpoint\n"
+        code += "checkpoint.write_atomically = None\n" if rank == "1" else ""  # only the first process writes
+        processes.append(server.Process(target=exec, args=(f"{code}main({[*command, out]})",)))
+        processes[-1].start()
+    while all(process.exitcode in (None, 0) for process in processes) and any(process.is_alive() for process in processes):
+        if not multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], 300):
+            break
+    for process in processes:  # one that waits for another which has failed would wait for long
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert run([*command, f"out={tmp_path / 'one'}"]) == 0
+    one, two = (load_file(checkpoint.latest(tmp_path / name) / "average.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+    losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and len(losses[1]) == 4
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path):
     out = tmp_path / "a run"
-    process = server.Process(target=speaking, args=([*COMMAND, f"out={out}"], tmp_path / "said"))
-    process.start()
-    after_a_checkpoint(out, process.is_alive)
-    os.kill(process.pid, signal.SIGINT)
-    process.join()
-    said = (tmp_path / "said").read_text()
-    assert process.exitcode == 130 and "Traceback" not in said and said.rstrip().endswith("polyguide: stopped")
+    command = [sys.executable, "-m", "guidance", *COMMAND, f"out={out}"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    after_a_checkpoint(out, lambda: process.poll() is None)
+    process.send_signal(signal.SIGINT)
+    said, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in err and err.rstrip().endswith("polyguide: stopped")
     stopped = re.search(r"stopped at step (\d+) with a checkpoint; go on with: polyguide train (.*)", said)
     assert stopped and int(stopped[1]) == checkpoint.saved_steps(out)[-1]
     assert stopped[2] == f"out='{out}' resume=true"
