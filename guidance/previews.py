@@ -1,16 +1,19 @@
 """Pictures that commands draw: what is trained on, and samples of every class at some scales."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from guidance.condition import Condition
 from guidance.guide import CFG, Guidance
 from guidance.modality import Modality, Split
 from guidance.model import Model
 from guidance.noise import Stream, normal
 from guidance.process import corrupt, level
+from guidance.real import Real, real_items
 from guidance.schedule import Schedule
 
 
@@ -30,36 +33,44 @@ def forward_process(modality: Modality, schedule: Schedule, split: Split, out: P
     schedule_curves(schedule, out / "schedule.png")
 
 
-def class_table(
-    model: Model,
-    scales: Sequence[float],
-    path: Path,
-    *,
-    attribute: str | None = None,
-    given: str = "alone",
-    guide: Callable[[float], Guidance] = CFG,
-    **settings: Any,
-) -> Path:
-    """Rows: guidance scales; columns: classes (``given`` "train" or "test": with the other attributes of an item of that class), or
-    where there are none, conditions of held-out items; every column from the same noise at every scale."""
+@dataclass(frozen=True)
+class Columns:
+    """What each column of a table of samples asks for, its title, and real items that have it."""
+
+    titles: Sequence[str]
+    condition: Condition
+    real: Real
+
+
+def class_columns(model: Model, attribute: str | None = None, given: str = "alone") -> Columns:
+    """The classes of an attribute (``given`` "train" or "test": with the other attributes of an item of that class), or where there are
+    none, conditions of held-out items."""
     from guidance.evaluate import cases, default_attribute, label_attribute
 
     name = default_attribute(model, attribute)
     if name is None:
-        classes, condition = (
+        titles, condition = (
             [f"item {k}" for k in range(1, 9)],
             cases(model, 8, None, "test" if len(model.modality.data.test) else "train").condition,
         )
     elif given == "alone":
-        classes = list(label_attribute(model, name)[1].classes[:16])
-        condition = cases(model, len(classes), name).condition
+        titles = list(label_attribute(model, name)[1].classes[:16])
+        condition = cases(model, len(titles), name).condition
     else:
         of = cases(model, min(512, len(getattr(model.modality.data, given))), name, given)
         found = of.label.unique().tolist()[:16]
-        classes = [label_attribute(model, name)[1].classes[k] for k in found]
+        titles = [label_attribute(model, name)[1].classes[k] for k in found]
         condition = of.condition.rows(torch.tensor([int((of.label == k).nonzero()[0]) for k in found]))
-    cells = [torch.cat(list(model.latents(len(classes), condition, guidance=guide(scale), **settings))) for scale in scales]
+    return Columns(titles, condition, real_items(model, condition, len(titles), name))
+
+
+def class_table(
+    model: Model, scales: Sequence[float], path: Path, columns: Columns, *, guide: Callable[[float], Guidance] = CFG, **settings: Any
+) -> Path:
+    """Rows: guidance scales, and below them real items; every column from the same noise at every scale."""
+    titles = columns.titles
+    cells = [torch.cat(list(model.latents(len(titles), columns.condition, guidance=guide(scale), **settings))) for scale in scales]
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        decoded = model.modality.codec.decode(torch.cat(cells))
-    return model.modality.render.table(decoded, path, [f"{scale:g}" for scale in scales], classes)
+        decoded = model.modality.codec.decode(torch.cat([*cells, columns.real.x0(model)]))
+    return model.modality.render.table(decoded, path, [*(f"{scale:g}" for scale in scales), columns.real.title], titles)

@@ -18,7 +18,7 @@ from guidance.config import build, leaves
 from guidance.errors import UserError, one_of
 from guidance.estimate import Estimate
 from guidance.guide import Guidance
-from guidance.previews import class_table
+from guidance.previews import class_columns, class_table
 from guidance.processes import claim, launched, rank
 
 
@@ -105,7 +105,7 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
             if mine:
                 rows = [read_row(work.facts(unit)) for unit in names]
                 clear(out, EVALUATION_FILES)
-                drawn = class_table(model, scales, out / "table.png", attribute=name, given=given, guide=guide, **settings)
+                drawn = class_table(model, scales, out / "table.png", class_columns(model, name, given), guide=guide, **settings)
                 asked = cases(model, n, name, given).condition
                 improper = [(scale, proper.improper_of(model, moments, guide(scale), asked, n)) for scale in scales]
                 table = [{"scale": "real", "n": ref.n, **ref.real}, *rows]

@@ -20,7 +20,7 @@ from guidance.errors import UserError
 from guidance.holdout import parse, without
 from guidance.modality import Modality, Split
 from guidance.model import PARTS, Model, assemble, with_codec
-from guidance.previews import class_table, forward_process
+from guidance.previews import class_columns, class_table, forward_process
 from guidance.processes import launched, world
 from guidance.trainer import Trainer
 from guidance.upkeep import LOCK, alone
@@ -155,10 +155,13 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
             size = sum(p.numel() for p in objective.parameters())
             print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
 
+        model = Model(modality, {"main": denoiser}, config, out)
+        shown = class_columns(model) if trainer.sample_every and place.is_main_process else None
+
         def preview(modules: ModuleDict, step: int) -> None:
+            assert shown is not None
             with borrowed(objective.trained, modules):
-                model = Model(modality, {"main": denoiser}, config, out)
-                class_table(model, (1.0, 3.0), out / "previews" / f"step-{step:08d}.png", seed=seed)
+                class_table(model, (1.0, 3.0), out / "previews" / f"step-{step:08d}.png", shown, seed=seed)
 
         began = time.perf_counter()
         try:

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from guidance.condition import Label
+from guidance.condition import Condition, Label
 from guidance.errors import UserError, one_of
 from guidance.evaluate import label_attribute
 from guidance.modality import Split
@@ -49,6 +51,12 @@ def named(model: Model, asked: Mapping[str, Sequence[int]]) -> dict[str, list[An
     """As `Model.sample` takes conditions: the classes' names, None where absent."""
     specs = labels(model)
     return {name: [specs[name].classes[k] if k >= 0 else None for k in classes] for name, classes in asked.items()}
+
+
+def condition_of(asked: Mapping[str, Sequence[int] | Int[Tensor, "n"]]) -> Condition:
+    """As data gives conditions."""
+    classes = {name: torch.as_tensor(values) for name, values in asked.items()}
+    return Condition({name: of.clamp(min=0) for name, of in classes.items()}, {name: of >= 0 for name, of in classes.items()})
 
 
 def number(model: Model, attribute: str, value: Any) -> int:

@@ -2,7 +2,7 @@
 
 cells/NAME.safetensors    what was seen of each sample: the class of every attribute, probabilities, quantities
 cells/NAME.json           where the cell stands in the experiment, its estimates; written last, so that a cell that has it is whole
-samples/NAME-K.SUFFIX     the first samples, as the modality saves them
+samples/NAME-K.SUFFIX     the first samples, as the modality saves them; real-DIGEST-K.SUFFIX: real items that have what is named
 """
 
 import hashlib
@@ -39,6 +39,7 @@ class Cell:
         asked: attribute -> the class (its number) that each of the n samples is asked for.
         steps: of the sampler, where they are not those of the other cells.
         variant: the model that draws them, where it is not the run's own.
+        named: what real items beside the samples have, where it is not ``asked``: one row or several, each with what its title adds.
     """
 
     at: Place
@@ -46,6 +47,7 @@ class Cell:
     asked: Mapping[str, Sequence[int]] = field(default_factory=dict)
     steps: int | None = None
     variant: str = ""
+    named: Mapping[str, Mapping[str, Sequence[int]]] | None = None
 
     @property
     def composed(self) -> bool:
@@ -75,6 +77,7 @@ def plain(guidance: Guidance) -> bool:
 class Measured:
     """A cell as it was measured.
 
+    ``real``: rows of real items to be shown below the samples, by title; none in folders of versions that kept none.
     ``arrays``, a row a sample: "class.ATTRIBUTE", the class that is seen (-1: none); "p.ATTRIBUTE", the classes' probabilities;
     "asked.ATTRIBUTE"; and the modality's own quantities by name.
     """
@@ -86,6 +89,7 @@ class Measured:
     samples: Sequence[Path]
     evaluations: float  # of the network, a sample and step
     seconds: float
+    real: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
 class Cells:
@@ -112,6 +116,7 @@ class Cells:
             "n": found.n,
             "estimates": {name: [e.value, e.low, e.high, e.n] for name, e in found.estimates.items()},
             "samples": [path.name for path in found.samples],
+            "real": {title: [path.name for path in files] for title, files in found.real.items()},
             "evaluations": found.evaluations,
             "seconds": round(found.seconds, 3),
         }
@@ -137,6 +142,7 @@ class Cells:
                 [self.samples / file for file in facts["samples"]],
                 facts["evaluations"],
                 facts["seconds"],
+                {title: [self.samples / file for file in files] for title, files in facts.get("real", {}).items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             raise cut_short(path) from None

@@ -20,15 +20,14 @@ from guidance.condition import Label
 from guidance.errors import UserError
 from guidance.evaluate import Evaluations, chosen
 from guidance.experiment.asking import named
+from guidance.experiment.beside import SHOWN, Beside, saved
 from guidance.experiment.cells import FORMAT, Cell, Cells, Measured, plain
 from guidance.experiment.findings import FACTS, Experiment, Result, read_facts, read_result
 from guidance.experiment.observer import Observer
 from guidance.judge import read
 from guidance.model import Model
-from guidance.page import shown_as
 from guidance.processes import first_alone, rank
 
-SHOWN = 10  # samples of every cell that are kept to be looked at
 OWN = (FACTS, "cells", "samples")
 """What is measured anew with overwrite=true. Figures, tables and the page are written over; trainings are kept."""
 
@@ -208,7 +207,7 @@ def measure_all(
         return -(-n // (settings["batch_size"] or n)) * (cell.steps or settings["steps"])
 
     pending = [cell for cell in cells if not store.done(cell)]
-    bar = Bar(sum(map(cost, pending)), "experiment")
+    bar, beside = Bar(sum(map(cost, pending)), "experiment"), Beside(observer.model, store.samples, n)
     while pending:
         mine = 0
         for cell in pending:
@@ -218,14 +217,16 @@ def measure_all(
                 if store.done(cell):
                     bar.skip(cost(cell))
                     continue
-                store.write(cell, measure(cell, models[cell.variant], observer, n, settings, store.samples, bar))
+                store.write(cell, measure(cell, models[cell.variant], observer, n, settings, store.samples, bar, beside))
                 mine += 1
         pending = [cell for cell in pending if not store.done(cell)]
         if pending and not mine:
             time.sleep(1)  # others are at them
 
 
-def measure(cell: Cell, model: Model, observer: Observer, n: int, settings: Mapping[str, Any], folder: Path, bar: Bar) -> Measured:
+def measure(
+    cell: Cell, model: Model, observer: Observer, n: int, settings: Mapping[str, Any], folder: Path, bar: Bar, beside: Beside
+) -> Measured:
     """Draw a cell's samples, from the same noise as every other's, and measure them."""
     began, counter = time.perf_counter(), Evaluations()
     drawing = {**settings, **({"steps": cell.steps} if cell.steps else {})}
@@ -234,13 +235,9 @@ def measure(cell: Cell, model: Model, observer: Observer, n: int, settings: Mapp
     samples = silent.sample(n, condition, guidance=cell.guidance, callbacks=[counter, bar], **drawing)
     with torch.no_grad():
         found, arrays = observer(samples, {name: torch.tensor(classes) for name, classes in cell.asked.items()})
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = chosen(samples, torch.arange(min(SHOWN, n)))
-    files = model.modality.render.save(shown, folder, [f"{cell.name}-{k}" for k in range(len(shown))])
-    if shown_as(files[0]) not in ("image", "text"):  # a picture beside what only plays
-        for k, file in enumerate(files):
-            model.modality.render.table(chosen(shown, torch.tensor([k])), file.with_suffix(".png"), [""], [""])
-    return Measured(cell.at, n, found, arrays, files, counter.rows / (n * counter.steps), time.perf_counter() - began)
+    files = saved(model, chosen(samples, torch.arange(min(SHOWN, n))), folder, cell.name)
+    evaluations, seconds = counter.rows / (n * counter.steps), time.perf_counter() - began
+    return Measured(cell.at, n, found, arrays, files, evaluations, seconds, beside(cell))
 
 
 def clear(out: Path) -> None:

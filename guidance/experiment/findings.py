@@ -156,11 +156,16 @@ def estimated(name: str) -> Measure:
     return lambda cell: cell.estimates.get(name)
 
 
-def sheet_of(result: Result, caption: str, rows: Sequence[tuple[str, Place]], columns: Sequence[str]) -> list[Sheet]:
-    """The first samples of some cells side by side; nothing where there are none."""
-    found = [(title, cell.samples) for title, place in rows if (cell := result.at(**place)) is not None and cell.samples]
-    if not found:
+def sheet_of(
+    result: Result, caption: str, rows: Sequence[tuple[str, Place]], columns: Sequence[str], free: Place | None = None
+) -> list[Sheet]:
+    """The first samples of some cells side by side, and below them real items that have what all of these name, but for the cell at
+    ``free``, which names nothing that counts; nothing where there are no samples."""
+    cells = [(title, cell) for title, place in rows if (cell := result.at(**place)) is not None and cell.samples]
+    if not cells:
         return []
+    real = next((cell.real for _, cell in cells if cell.real and dict(cell.at) != free), {})
+    found = [*((title, cell.samples) for title, cell in cells), *real.items()]
     width = min([len(columns), *(len(samples) for _, samples in found)])
     return [Sheet(caption, columns[:width], [(title, samples[:width]) for title, samples in found])]
 

@@ -117,11 +117,13 @@ class Mixing:
         if pair[0] == pair[1]:
             raise UserError(f"experiment.pair is two different classes of {name}, got {pair[0]} twice")
         asked = {name: [classes.index(pair[0])] * n}
+        both = {f", {one}": {name: [classes.index(one)] * n} for one in pair}
         return [
             Cell(
                 {"mix": "same", "first": pair[0], "second": pair[1], "a": a, "b": b},
                 a * on(**{name: pair[0]}) + b * on(**{name: pair[1]}),
                 asked,
+                named=both,
             )
             for a, b in self._grid()
         ]

@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from guidance import estimate
-from guidance.condition import Condition, Label
+from guidance.condition import Label
 from guidance.errors import UserError
 from guidance.estimate import Estimate
 from guidance.evaluate import Cases, Reference, decoded, label_attribute, reference
+from guidance.experiment.asking import condition_of
 from guidance.judge import read
 from guidance.modality import Judge, Split
 from guidance.model import Model
@@ -104,7 +105,7 @@ class Observer:
         n, metrics = len(samples), self.model.modality.metrics
         main = self.attributes[0]
         absent = torch.full((n,), -1)
-        condition = Condition({k: v.clamp(min=0) for k, v in asked.items()}, {k: v >= 0 for k, v in asked.items()})
+        condition = condition_of(asked)
         quantities = metrics.measure(samples, condition)
         arrays: dict[str, Tensor] = {name: value.float() for name, value in quantities.items()}
         for name in self.attributes:

@@ -84,7 +84,7 @@ def add_order(built: Builder, results: Sequence[Result], first: str, name: str, 
     for end in ENDS:
         picked = [(f"scale {scale:g}", place(end, scale)) for scale in scales[end]]
         caption = f"{name}: {names[end]} named; the same noise down each column"
-        built.sheets += sheet_of(results[0], caption, picked, [f"sample {k + 1}" for k in range(10)])
+        built.sheets += sheet_of(results[0], caption, picked, [f"sample {k + 1}" for k in range(10)], free)
 
 
 def title_of(level: Sequence[str]) -> str:
