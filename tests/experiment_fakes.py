@@ -136,7 +136,7 @@ class Numbers:
 
 @dataclass
 class Files:
-    """A picture a sample; each set that is saved gets a line in ``saved``. ``failing`` is raised when ``after`` sets have been."""
+    """A picture a sample; each set of samples gets a line in ``saved``. ``failing`` is raised when ``after`` sets have been saved."""
 
     saved: list[str] = field(default_factory=list)
     failing: BaseException | None = None
@@ -145,9 +145,10 @@ class Files:
     formats = ("png",)
 
     def save(self, decoded: Tensor, folder: Path, names: Sequence[str], format: str | None = None) -> list[Path]:
-        if self.failing is not None and len(self.saved) == self.after:
-            raise self.failing
-        self.saved.append(names[0].rsplit("-", 1)[0])
+        if not names[0].startswith("real-"):
+            if self.failing is not None and len(self.saved) == self.after:
+                raise self.failing
+            self.saved.append(names[0].rsplit("-", 1)[0])
         paths = []
         for values, name in zip(decoded, names, strict=True):
             level = int((values[0].clamp(-5, 5) + 5) * 25)

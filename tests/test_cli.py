@@ -24,6 +24,7 @@ from guidance import CFG, DDIM, DDPM, Cosine, Interval, LogSNR, UserError, check
 from guidance.cli import COMMANDS, run
 from guidance.config import config_folder
 from guidance.evaluate import evaluate
+from guidance.previews import class_columns, class_table
 
 TINY = ["network.channels=8", "network.multipliers=[1]", "network.blocks=1", "trainer.batch_size=8", "threads=1"]
 
@@ -339,7 +340,36 @@ def test_an_evaluation_goes_into_the_run_by_default(trained: Path):
     assert run(["evaluate", f"run={trained}", "scales=[1]", "n=4", "sampler.steps=1"]) == 0
     assert (trained / "evaluation" / "metrics.csv").is_file()
     sheet = Image.open(trained / "evaluation" / "table.png")
-    assert sheet.size[0] > 10 * 56 and 56 < sheet.size[1] < 2 * 56, "ten classes at one scale"
+    assert sheet.size[0] > 10 * 56 and 2 * 56 < sheet.size[1] < 3 * 56, "ten classes at one scale, and real ones"
+
+
+@pytest.mark.parametrize("given", ["alone", "test"])
+def test_a_table_of_classes_ends_in_held_out_items(trained: Path, given: str):
+    of = model(trained)
+    columns = class_columns(of, "digit", given)
+    raw, condition = of.modality.data.test.__getitems__(list(columns.real.index))
+    assert columns.real.split == "test" and condition.values["digit"].tolist() == list(range(10))
+    assert given == "alone" or torch.equal(condition.values["stroke"], columns.condition.values["stroke"])
+    whole = np.asarray(Image.open(class_table(of, [0.0, 2.0], Path("t.png"), columns, steps=2)))
+    row = np.asarray(Image.open(of.modality.render.table(raw, Path("r.png"), [columns.real.title], columns.titles)))
+    height = row.shape[0] - 20  # without the columns' titles
+    assert columns.real.title == "real" and np.array_equal(whole[-height:], row[-height:])
+
+
+def test_samples_with_real_items_of_the_same_condition(trained: Path, capsys: pytest.CaptureFixture[str]):
+    made = sample(trained, "n=3", "condition.digit=[3,8,3]", "real=true")
+    real = torch.stack([torch.from_numpy(np.array(Image.open(f"out/real-{k}.png"))) for k in range(3)])[:, None]
+    test = model(trained).modality.data.test
+    items = [int((test.raw == picture).flatten(1).all(1).nonzero()[0]) for picture in real]
+    assert test.condition.values["digit"][items].tolist() == [3, 8, 3] and items[0] != items[2]
+    sheet = model(trained).modality.render.table(torch.cat([real, made]), Path("t.png"), ["real", ""], [""] * 3)
+    assert sheet.read_bytes() == Path("out/grid.png").read_bytes()
+    page = Path("out/index.html").read_text()
+    assert page.index("real-0.png") < page.index("000000.png") and page.count("real, held out: digit=3") == 4, "captions, and their images'"
+    assert torch.equal(sample(trained, "n=3", "condition.digit=[3,8,3]", "overwrite=true"), made) and not list(Path("out").glob("real*"))
+    capsys.readouterr()
+    assert run(["sample", f"run={trained}", "out=other", "real=true"]) == 2
+    assert capsys.readouterr().err == "polyguide: real=true shows real items that have what is asked for: give condition.ATTRIBUTE=VALUE\n"
 
 
 # Sweeps

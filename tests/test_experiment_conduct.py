@@ -361,7 +361,7 @@ def test_overwriting_measures_anew_and_leaves_what_is_not_its_own(tmp_path: Path
     again = world()
     measure(Tradeoff([0, 1]), again, tmp_path, 6, overwrite=True)
     assert again.modality.network.rows == 6 * SETTINGS["steps"] * 2 and {name: (tmp_path / name).read_text() for name in kept} == kept  # type: ignore[attr-defined]
-    assert len(list((tmp_path / "cells").glob("*.json"))) == 2 and len(list((tmp_path / "samples").iterdir())) == 12
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 2 and len(list((tmp_path / "samples").iterdir())) == 18
 
 
 def test_nothing_is_removed_before_it_is_known_that_measuring_works(tmp_path: Path):

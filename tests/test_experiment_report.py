@@ -13,8 +13,10 @@ from textwrap import fill
 from typing import Any
 
 import jaxtyping
+import numpy as np
 import pytest
-from experiment_fakes import LABELS, cheaply, exactly, made, measure, result, sketched, world
+import torch
+from experiment_fakes import LABELS, cheaply, drawn, exactly, made, measure, result, sketched, world
 from PIL import Image
 
 from guidance import Label
@@ -230,10 +232,69 @@ def test_samples_stand_side_by_side(place: Path, tmp_path: Path):
     page = shown([[of]], tmp_path)
     pictures = [base64.b64decode(address.split(",", 1)[1]) for address in page.addresses if address.startswith("data:image/png")]
     expected = [path.read_bytes() for scale in (0.0, 1.0, 3.0) for path in of.at(scale=scale).samples]  # type: ignore[union-attr]
-    assert len(expected) == 30 and pictures == expected
+    expected += [path.read_bytes() for path in of.cells[0].real["real, held out"]]
+    assert len(expected) == 40 and pictures == expected
     sheet = next(rows for rows in page.tables if rows[0][0] == ("", ""))
     assert [text for text, _ in sheet[0]] == ["", *(("left", "right")[k % 2] for k in range(10))]
+    assert [row[0][0] for row in sheet[1:]] == ["scale 0", "scale 1", "scale 3", "real, held out"]
+
+
+HELD_OUT = drawn(("side", "shade", "tone"), 48, 12)  # the world's
+
+
+def greys(files: Sequence[Path]) -> list[int]:
+    return [int(np.asarray(Image.open(file))[0, 0]) for file in files]
+
+
+def fits(file: Path, **classes: str) -> bool:
+    """Whether a picture is that of a held-out item of these classes."""
+    there = torch.stack([HELD_OUT.labels[name] == LABELS[name].classes.index(value) for name, value in classes.items()]).all(0)
+    return greys([file])[0] in [int((value.clamp(-5, 5) + 5) * 25) for value in HELD_OUT.values[there][:, 0]]
+
+
+def real_rows(of: Result) -> dict[str, list[tuple[str, Sequence[Path]]]]:
+    """Of every sheet, by its caption: the rows below the samples."""
+    sheets = findings_of([of]).sheets
+    assert all([row[0][:4] == "real" for row in sheet.rows] == sorted(row[0][:4] == "real" for row in sheet.rows) for sheet in sheets)
+    return {sheet.caption: [row for row in sheet.rows if row[0].startswith("real")] for sheet in sheets}
+
+
+def test_a_sheet_ends_in_held_out_items_of_what_its_columns_name(place: Path):
+    (of,) = results_of(place / "run-0" / "experiments" / "inverse")
+    (classes,), *ends = real_rows(of).values()
+    assert classes[0] == "real, held out" and len(classes[1]) == 10
+    assert all(fits(file, side=("left", "right")[k % 2]) for k, file in enumerate(classes[1]))
+    assert len(ends) == 2
+    for ((title, files),), level in zip(ends, ("low", "high"), strict=True):
+        assert title == "real, held out" and all(fits(file, shade=level) for file in files)
+        assert len(set(greys(files))) > 8, "ten items, though all are asked for the same"
+
+
+def test_sums_show_held_out_items_of_what_they_name(place: Path):
+    (of,) = results_of(place / "run-0" / "experiments" / "compose")
+    rows = real_rows(of)
+    (two,) = rows["Weights of side and of shade; the same noise down each column"]
+    arrays = of.cells[0].arrays
+    for k, file in enumerate(two[1]):
+        assert fits(file, **{name: of.classes(name)[int(arrays[f"asked.{name}"][k])] for name in ("side", "shade")})
+    left, right = rows["Weights of left and of right; the same noise down each column"]
+    assert (left[0], right[0]) == ("real, held out, left", "real, held out, right")
+    assert all(fits(file, side="left") for file in left[1]) and all(fits(file, side="right") for file in right[1])
+
+
+def test_folders_that_hold_no_real_items_are_reported_without(runs: Path, tmp_path: Path):
+    folder = runs / "run-1" / "experiments" / "tradeoff"
+    for file in (folder / "samples").glob("real-*"):
+        file.unlink()
+    for path in (folder / "cells").glob("*.json"):
+        path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "real"}))
+    page = shown([results_of(folder)], tmp_path / "report")
+    sheet = next(rows for rows in page.tables if rows[0][0] == ("", ""))
     assert [row[0][0] for row in sheet[1:]] == ["scale 0", "scale 1", "scale 3"]
+    assert sum(address.startswith("data:image/png") for address in page.addresses) == 30
+    (folder / "cells" / f"{read_result(folder).facts['cells'][1]}.json").unlink()
+    again = measure(EXPERIMENTS["tradeoff"], world(("side", "shade", "tone"), holdout=HELD, seed=1), folder, 12, steps=3)
+    assert len(next(iter(real_rows(again).values()))) == 1, "of the cell that has them"
 
 
 def test_the_same_figure_again_is_the_same_file(tmp_path: Path):

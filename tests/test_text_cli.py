@@ -403,9 +403,15 @@ def test_unknown_words_and_long_sentences_are_counted_in_one_line_a_split(place:
 def test_previews_are_text(place: Path):
     assert run(["train", *TINY, *ANIMALS, "trainer.sample_every=2", "out=previewed", "overwrite=true"]) == 0
     paragraphs = Path("previewed/previews/step-00000002.txt").read_text().rstrip("\n").split("\n\n")
-    assert [part.splitlines()[0] for part in paragraphs] == ["1", "3"]
+    assert [part.splitlines()[0] for part in paragraphs] == ["1", "3", "real"]
     for part in paragraphs:
         assert [line.split()[0] for line in part.splitlines()[1:]] == list(COLOURS)
+    model = guidance.load("previewed")
+    held_out = {model.modality.data.vocabulary.decode([k for k in ids if k]) for ids in model.modality.data.test.ids.tolist()}
+    known = dict(line.split(",")[:2] for line in Path("animals.csv").read_text().splitlines()[1:])
+    for line in paragraphs[2].splitlines()[1:]:
+        colour, text = line.split(maxsplit=1)
+        assert text in held_out and known[text] == colour
     assert weights("previewed") == weights("run")
     first = Path("animals.csv").read_text().splitlines()[1].split(",")[0]
     forward = Path("run/forward.txt").read_text().split("\n\n")

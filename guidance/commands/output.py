@@ -15,7 +15,7 @@ RUN_FILES = (
     *("previews", "forward.*", "schedule.png"),
     *("polyguide/events.out.tfevents.*", "polyguide/[0-9]*.[0-9]*", "wandb/*run-[0-9]*"),  # the trackers'
 )
-SAMPLE_FILES = ("[0-9]" * 6 + ".*", "grid.*", "denoising.*", "samples.json", "samples.jsonl", "index.html")
+SAMPLE_FILES = ("[0-9]" * 6 + ".*", "real-[0-9].*", "grid.*", "denoising.*", "samples.json", "samples.jsonl", "index.html")
 EVALUATION_FILES = ("metrics.csv", "curves.png", "table.*", "evaluation.json")
 EXACTNESS_FILES = ("table.csv", "table.md", "exactness.json", "samples-*d.png")
 

@@ -19,10 +19,12 @@ from guidance.errors import UserError, one_of
 from guidance.guide import Guidance
 from guidance.model import Model, borders
 from guidance.processes import launched, rank
+from guidance.real import Real, real_items
 from guidance.sampler import Progress
 from guidance.sampler.feynman_kac import Particles
 
 SHOWN = 64  # samples printed, where they are words, and shown together
+COLUMNS = 8  # in which these are shown
 
 
 @launched()
@@ -45,6 +47,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     if (wanted := config["format"]) not in (None, *model.modality.render.formats):
         raise one_of("format", wanted, model.modality.render.formats)
     condition = {name: value for name, value in config["condition"].items() if value is not None}
+    real = real_row(model, min(n, COLUMNS), n, condition) if flag(config, "real") else None
     del config["resume"]  # is not of the samples
     work = Work(out, "samples", SAMPLE_FILES, "samples.json", config, weights(model))
     with work.shared(overwrite, resume) as left:
@@ -55,7 +58,19 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
         draw(work, model, n, condition, guidance, settings, wanted, config["judge"], animate)
         with work.finishing() as mine:
             if mine:
-                together(work, model, n, condition, config, settings)
+                together(work, model, n, condition, config, settings, real)
+
+
+def real_row(model: Model, columns: int, n: int, condition: Mapping[str, Any]) -> Real | None:
+    """Real items that have what each of the first samples is asked for; None, and a line, where there are none."""
+    if not condition and model.modality.conditions:
+        raise UserError("real=true shows real items that have what is asked for: give condition.ATTRIBUTE=VALUE")
+    found = real_items(model, model.condition(n, condition).rows(slice(columns)), columns)
+    if bool(found.exact.all()):
+        return found
+    if rank() == 0:
+        print(f"no real items beside the samples: {model.modality.data.name} has none, {found.origin}, of what is asked for")
+    return None
 
 
 def batch_name(k: int) -> str:
@@ -128,7 +143,13 @@ def draw(
 
 
 def together(
-    work: Work, model: Model, n: int, condition: Mapping[str, Any], config: Mapping[str, Any], settings: Mapping[str, Any]
+    work: Work,
+    model: Model,
+    n: int,
+    condition: Mapping[str, Any],
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    real: Real | None,
 ) -> None:
     """All that is said and shown of the samples together, from the batches' records."""
     from guidance.card import called
@@ -139,9 +160,13 @@ def together(
     found = [work.facts(name) for name in names]
     with torch.no_grad():
         shown = torch.cat([kept["shown"] for name in names[:SHOWN] if (kept := work.tensors(name))]).to(model.device)
-        columns = min(8, len(shown))
-        rows = -(-len(shown) // columns)
-        drawn = render.table(codec.decode(shown), out / "grid.png", [""] * rows, [""] * columns)
+        columns, beside = min(COLUMNS, len(shown)), []
+        rows = [""] * -(-len(shown) // columns)
+        if real is not None:  # above, for the last row of samples may be shorter
+            x0 = real.x0(model)
+            beside = render.save(codec.decode(x0), out, [f"real-{k}" for k in range(columns)], config["format"])
+            rows, shown = [real.title, *rows], torch.cat([x0, shown])
+        drawn = render.table(codec.decode(shown), out / "grid.png", rows, [""] * columns)
         if (frames := work.tensors(names[0]).get("frames")) is not None:
             render.animate([codec.decode(frame) for frame in frames.to(model.device)], out / "denoising.gif")
     calls = sum(facts["calls"] for facts in found)
@@ -162,8 +187,10 @@ def together(
     asked = [shorten(", ".join(f"{name}={value}" for name, value in of.items()), 80) for of in given]
     about = f"guidance {called(config['guidance']).strip('`')}, {steps} steps, seed {settings['seed']}"
     if files:
+        titles = [] if real is None else [": ".join(filter(None, (f"real, {real.origin}", of))) for of in asked[: len(beside)]]
         if not shown_as(files[0]):  # a page has to show something
             asked = [": ".join(filter(None, parts)) for parts in zip(asked, texts, strict=True)]
+        asked, files = [*titles, *asked], [*beside, *files]
         page = gallery(f"{n} samples of {config['run']}", about, files, asked, None if shown_as(files[0]) else drawn)
         checkpoint.write_atomically(out / "index.html", page.encode())
     checkpoint.write_atomically(out / "samples.json", json.dumps(facts, indent=1, default=str).encode())
