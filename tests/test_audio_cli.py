@@ -24,6 +24,7 @@ import guidance
 from guidance import CFG, checkpoint
 from guidance.cli import run
 from guidance.judge import TrainedJudge, train_judge
+from guidance.previews import class_columns
 from guidance.split import pick
 from modalities.audio.files import fit_length, read_audio
 from modalities.audio.mel import Mel
@@ -297,7 +298,10 @@ def test_a_vocoder_is_measured_against_what_it_was_given(place: Path, out: Path,
     assert float(real["log_mel_distance"]) < 0.05 and "accuracy" not in real and real["n"] == "2"
     assert json.loads((out / "evaluation.json").read_text())["judge_accuracy"] is None
     width, height = Image.open(out / "table.png").size
-    assert 8 * 128 < width < 9 * 128 and 3 * 100 < height < 4 * 100, "eight held-out conditions at three scales"
+    assert 8 * 128 < width < 9 * 128 and 4 * 100 < height < 5 * 100, "eight held-out conditions at three scales, and real"
+    shown = class_columns(model)
+    _, of = model.modality.data.test.__getitems__(list(shown.real.index))
+    assert torch.equal(of.values["mel"], shown.condition.values["mel"]), "which is the recordings themselves"
 
 
 def test_what_is_given_by_classes_and_sound_is_judged_by_both(place: Path, out: Path):
