@@ -26,7 +26,7 @@ from guidance.experiment import DropoutStudy, Inverse, Mixing, Tradeoff
 from guidance.experiment.figures import Heat, Panel, Series
 from guidance.experiment.figures import draw as real_draw
 from guidance.experiment.figures import write as real_write
-from guidance.experiment.findings import FACTS, Result, read_result
+from guidance.experiment.findings import FACTS, Result, read_result, sheet_of
 from guidance.experiment.report import MARK, findings_of, grouped, results_of, slug, written
 
 EXPERIMENTS: dict[str, Any] = {
@@ -280,6 +280,18 @@ def test_sums_show_held_out_items_of_what_they_name(place: Path):
     left, right = rows["Weights of left and of right; the same noise down each column"]
     assert (left[0], right[0]) == ("real, held out, left", "real, held out, right")
     assert all(fits(file, side="left") for file in left[1]) and all(fits(file, side="right") for file in right[1])
+
+
+def test_real_items_are_not_those_of_the_cell_that_names_nothing_of_the_sheet():
+    free, named = ({"named": name, "scale": scale} for name, scale in (("side", 0.0), ("shade top", 1.0)))
+    cells = [
+        replace(made(at, {"side": [0]}), samples=[Path(f"{at['scale']:g}.png")], real={"real": [Path(f"{at['named']}.png")]})
+        for at in (free, named)
+    ]
+    rows = [("scale 0", free), ("scale 1", named)]
+    for first, file in ((free, "shade top.png"), (None, "side.png")):
+        (sheet,) = sheet_of(result(cells), "A caption", rows, ["sample 1"], first)
+        assert sheet.rows == [("scale 0", [Path("0.png")]), ("scale 1", [Path("1.png")]), ("real", [Path(file)])]
 
 
 def test_folders_that_hold_no_real_items_are_reported_without(runs: Path, tmp_path: Path):
