@@ -102,19 +102,25 @@ OTHERS = "*"
 
 @dataclass(frozen=True)
 class Dropout:
-    """Conditioning dropout, a pure function: each sample loses all attributes at once with probability ``joint``, and beside
-    that each attribute by itself with probability ``each``: one number, or one an attribute, ``"*"`` for all others.
+    """Conditioning dropout, a pure function. A sample loses all attributes with probability ``joint`` and keeps all with probability
+    ``whole``; of the others each attribute is lost by itself with probability ``each``: one number, or one an attribute, ``"*"`` for all
+    others.
 
-    Joint dropout is Ho & Salimans' p_uncond; independent dropout trains the single-attribute models that composition needs.
+    Joint dropout is Ho & Salimans' p_uncond. Independent dropout trains the single-attribute models that composition needs. Where there
+    are several attributes it leaves few samples whole, which are what most people ask for: ``whole`` says how many.
     """
 
     joint: float = 0.1
     each: float | Mapping[str, float] = 0.0
+    whole: float = 0.0
 
     def __post_init__(self) -> None:
-        rates = [self.joint, *(self.each.values() if isinstance(self.each, Mapping) else [self.each])]
-        if not all(isinstance(rate, int | float) and 0 <= rate <= 1 for rate in rates):
-            raise UserError(f"dropout probabilities lie between 0 and 1, got joint={self.joint!r}, each={self.each!r}")
+        rates = [self.joint, self.whole, *(self.each.values() if isinstance(self.each, Mapping) else [self.each])]
+        if not all(isinstance(rate, int | float) and 0 <= rate <= 1 for rate in rates) or self.joint + self.whole > 1:
+            raise UserError(
+                "dropout probabilities lie between 0 and 1, joint and whole together too, got "
+                f"joint={self.joint!r}, whole={self.whole!r}, each={self.each!r}"
+            )
 
     def check(self, attributes: Sequence[str]) -> None:
         """UserError where a rate is given for an attribute that is not among these."""
@@ -124,10 +130,11 @@ class Dropout:
     def __call__(self, condition: Condition, u: Float[Tensor, "b columns"]) -> Condition:
         """``u``: uniform numbers, one column for the joint decision and one for each attribute, in the condition's order."""
         self.check(list(condition.keep))
+        some, spared = u[:, 0] >= self.joint, u[:, 0] >= 1 - self.whole
         keep = {}
         for column, (name, mask) in enumerate(condition.keep.items(), start=1):
             rate = self.each.get(name, self.each.get(OTHERS, 0.0)) if isinstance(self.each, Mapping) else self.each
-            keep[name] = mask & ((u[:, 0] >= self.joint) & (u[:, column] >= rate)).to(mask.device)
+            keep[name] = mask & (some & (spared | (u[:, column] >= rate))).to(mask.device)
         return replace(condition, keep=keep)
 
 

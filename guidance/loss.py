@@ -155,14 +155,16 @@ class Stratified:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """logit(t) ~ N(mean, std^2) (Esser et al., 2403.03206)."""
+    """logit(t) ~ N(mean, std^2) (Esser et al., 2403.03206); ``stratified``: one sample of the batch in each of as many equal shares of it."""
 
     mean: float = 0.0
     std: float = 1.0
+    stratified: bool = False
 
     def __post_init__(self) -> None:
         if not (self.std > 0 and math.isfinite(self.mean)):
             raise UserError(f"LogitNormal needs a finite mean and std > 0, got {self.mean} and {self.std}")
 
     def __call__(self, u: Float[Tensor, "b"], place: Int[Tensor, "b"], batch: int) -> Float[Tensor, "b"]:
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        share = Stratified()(u, place, batch) if self.stratified else u
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(share))

@@ -151,10 +151,25 @@ def test_dropout_is_pure():
     assert all(torch.equal(condition.keep[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("joint, each", [(-0.1, 0.0), (1.1, 0.0), (math.nan, 0.0), (0.1, 2.0), (0.1, {"a": -1.0}), (0.1, {"*": 1.5})])
-def test_impossible_probabilities_are_refused(joint: float, each: float | dict):
+@pytest.mark.parametrize("whole", [0.0, 0.25, 0.9])
+def test_some_samples_are_kept_whole_and_the_rest_drop_as_before(whole: float):
+    lost = dropped(Dropout(0.1, {"a": 0.5, "b": 0.2}, whole))
+    rate(~lost["a"] & ~lost["b"], whole + (0.9 - whole) * 0.5 * 0.8)
+    rate(lost["a"] & lost["b"], 0.1 + (0.9 - whole) * 0.5 * 0.2)
+    rate(lost["a"] & ~lost["b"], (0.9 - whole) * 0.5 * 0.8)
+    rate(lost["b"] & ~lost["a"], (0.9 - whole) * 0.5 * 0.2)
+
+
+@pytest.mark.parametrize(
+    "joint, each, whole",
+    [
+        *((joint, each, 0.0) for joint, each in [(-0.1, 0.0), (1.1, 0.0), (math.nan, 0.0), (0.1, 2.0), (0.1, {"a": -1.0}), (0.1, {"*": 1.5})]),
+        *((joint, 0.0, whole) for joint, whole in [(0.1, -0.1), (0.1, 1.1), (0.6, 0.5), (0.0, math.nan)]),
+    ],
+)
+def test_impossible_probabilities_are_refused(joint: float, each: float | dict, whole: float):
     with pytest.raises(UserError):
-        Dropout(joint, each)
+        Dropout(joint, each, whole)
 
 
 def test_dropout_of_an_unknown_attribute_is_refused_by_name():

@@ -155,6 +155,13 @@ def test_logit_normal_times_have_normal_logits(mean: float, std: float):
     torch.testing.assert_close(expected, u)
 
 
+def test_stratified_logit_normal_times_have_one_in_each_share_of_the_distribution():
+    u, place = uniform(64), torch.arange(64)
+    t = LogitNormal(-0.3, 0.7, stratified=True)(u, place, 64)
+    shares = torch.from_numpy(stats.norm(-0.3, 0.7).cdf((t / (1 - t)).log().numpy()))
+    torch.testing.assert_close(64 * shares - place, u)
+
+
 def test_uniform_times_are_the_uniform_numbers():
     assert torch.equal(UniformTimes()(uniform(9), torch.arange(9), 9), uniform(9))
 

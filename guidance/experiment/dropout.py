@@ -42,7 +42,7 @@ class DropoutStudy:
             raise UserError("experiment.variants names no variant, e.g. {joint-0.1: {joint: 0.1, each: 0}}")
         for name, settings in self.variants.items():
             if not all(c.isalnum() or c in "-_." for c in name) or not isinstance(settings, Mapping):
-                raise UserError(f"experiment.variants: {name!r} needs settings of dropout, joint and each; got {settings!r}")
+                raise UserError(f"experiment.variants: {name!r} needs settings of dropout: joint, whole and each; got {settings!r}")
         if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1):
             raise UserError(f"experiment.steps is a whole number, at least 1, got {self.steps!r}")
 
@@ -76,7 +76,8 @@ class DropoutStudy:
             each = settings.get("each", 0.0)
             if kept:
                 each = {**(each if isinstance(each, Mapping) else {OTHERS: each}), **kept}
-            one["dropout"] = {"_target_": own["_target_"], "joint": settings.get("joint", 0.0), "each": each}
+            whole = {"whole": settings["whole"]} if settings.get("whole") else {}
+            one["dropout"] = {"_target_": own["_target_"], "joint": settings.get("joint", 0.0), **whole, "each": each}
             if self.steps is not None:
                 one["trainer"] = {**one["trainer"], "steps": self.steps}
             made[name] = one
