@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from guidance.bar import working
 from guidance.cache import cache as own_cache
 from guidance.checkpoint import fill, write_atomically
 from guidance.condition import Condition, Label
@@ -22,6 +23,7 @@ from guidance.modality import Data, Split
 from guidance.split import pick
 
 MOST = 10_000  # items of a split that judging looks at
+SOON = 2.0  # seconds within which a judge is trained without a bar
 
 
 def read(split: Split, attribute: str | None = None, most: int = MOST, chunk: int = 512) -> tuple[list[Any], Tensor, Condition]:
@@ -121,7 +123,7 @@ def train_judge(
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
     network.train()
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with working(f"judge of {attribute}", steps, delay=SOON) as task, torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         for step in range(steps):
             rows = torch.randint(len(label), (batch,), generator=generator)
@@ -131,6 +133,7 @@ def train_judge(
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1, (step + 1) / 50) * (1 - step / steps)
             optimizer.step()
+            task.advance()
     judge = TrainedJudge(network.eval(), prepare, 0.0)
     raw, label, _ = read(data.test, attribute)
     hits = [judge(part)[1].argmax(-1) for part in raw]

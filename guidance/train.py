@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance import checkpoint, shards
-from guidance.bar import pace
+from guidance.bar import working
 from guidance.condition import Condition, ConditionSpec, Dropout, reveal
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError
@@ -150,7 +150,6 @@ def train(
     """
     from accelerate.accelerator import Accelerator
     from accelerate.state import AcceleratorState
-    from tqdm import tqdm
 
     accelerator: Any = Accelerator(
         cpu=on_cpus(),
@@ -198,7 +197,7 @@ def train(
         worker_errors(run),
         trackers(accelerator, trainer, run, seed),
         torch.random.fork_rng(devices=[device] if on_gpu else []),
-        tqdm(total=trainer.steps, initial=start, desc="train", unit="step", mininterval=pace(), disable=not (progress and main)) as bar,
+        working("train", trainer.steps, done=start, stays=True, silent=not (progress and main)) as bar,
     ):
         for step in range(start, trainer.steps):
             for group in optimizer.param_groups:
@@ -240,9 +239,9 @@ def train(
                     log.write(step=done, **values)
                 if trainer.trackers:
                     accelerator.log(values, step=done)
-                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                bar.note(f"loss={mean:.4f}")
                 total, counted, since = torch.zeros_like(total), 0, now
-            bar.update()
+            bar.advance()
             if saving:
                 if parts is not None:
                     parts.write(run, optimizer, {"step": done, "seed": seed, "items": len(split)}, trainer.keep, main)

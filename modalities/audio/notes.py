@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from guidance.bar import each
 from guidance.condition import ConditionSpec, Label
 from guidance.errors import UserError
 from modalities import assets
@@ -51,12 +52,10 @@ def render(font: Path, program: int, pitch: int, velocity: int, level: float, se
 
 def render_all(font: Path) -> np.ndarray:
     """All notes, int16 [instrument, pitch, loudness, take, sample]."""
-    from tqdm import tqdm
-
     shape = SHAPE[:-1]
     notes = np.zeros(SHAPE, np.int16)
     programs, levels = list(INSTRUMENTS.values()), list(LOUDNESS)
-    for place in tqdm(np.ndindex(*shape), desc="rendering notes", unit="note", total=int(np.prod(shape)), leave=False):
+    for place in each(np.ndindex(*shape), "rendering notes", "note", total=int(np.prod(shape))):
         i, p, k, _ = place
         seed = int(np.ravel_multi_index(place, shape))
         notes[place] = render(font, programs[i], PITCHES[p], VELOCITY[levels[k]], LOUDNESS[levels[k]], seed)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from guidance.bar import each
 from guidance.checkpoint import fill, write_atomically
 from guidance.condition import Condition, Label
 from guidance.errors import UserError
@@ -112,14 +113,12 @@ def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = 
             pass  # a file cut short: train anew
     raw, _, condition = read(data.train, most=10**9)
     ids = torch.cat(raw)
-    from tqdm import tqdm
-
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
     model.train()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        for step in tqdm(range(steps), desc="language model", unit="step", leave=False):
+        for step in each(range(steps), "language model", "step"):
             rows = torch.randint(len(ids), (batch,), generator=generator)
             u = torch.rand(2, batch, generator=generator)
             of = condition.rows(rows)
