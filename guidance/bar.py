@@ -4,13 +4,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from guidance.sampler import Progress
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Task(Protocol):
     """Work of ``total`` steps that has begun."""
 
@@ -31,6 +32,7 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
 class Display(Protocol):
     """Shows work."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guidance import checkpoint
 from guidance.commands.drawing import loaded, measured, sampling
@@ -14,14 +14,27 @@ from guidance.errors import UserError
 from guidance.model import Model
 from guidance.processes import launched, rank, world
 
+if TYPE_CHECKING:
+    from guidance.experiment.findings import Result
+
 
 @launched()
 def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide experiment"""
     from guidance.experiment.cells import Cells
+    from guidance.experiment.report import written
+
+    result, title = measure(config)
+    if rank():
+        return  # every process of a launch waits for the last cell, and the first writes
+    with Cells(result.folder).claim("report", wait=True):
+        written([[result]], result.folder, title)
+
+
+def measure(config: dict[str, Any]) -> "tuple[Result, str]":
+    """Measure what is not measured yet of the experiment of a config; all of it, and a title for its page."""
     from guidance.experiment.conduct import conduct
     from guidance.experiment.findings import Experiment
-    from guidance.experiment.report import written
 
     threads(config)
     n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), measured(config)
@@ -47,7 +60,4 @@ def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
         return loaded({**config, "run": str(place)})
 
     result = conduct(made, asked, model, out, n, settings, overwrite=overwrite, make=variant)
-    if rank():
-        return  # every process of a launch waits for the last cell, and the first writes
-    with Cells(out).claim("report", wait=True):
-        written([[result]], out, f"{made.title}: {model.modality.data.name}")
+    return result, f"{made.title}: {model.modality.data.name}"

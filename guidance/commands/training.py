@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import ModuleDict
@@ -24,6 +24,10 @@ from guidance.previews import class_table, forward_process
 from guidance.processes import launched, world
 from guidance.trainer import Trainer
 from guidance.upkeep import LOCK, alone
+
+if TYPE_CHECKING:
+    from guidance.denoiser import Denoiser
+    from guidance.train import Objective
 
 OF_THE_COMMAND = ("out", "resume", "overwrite", "threads")
 CHANGEABLE = ("trainer.steps", "trainer.log_every", "trainer.save_every", "trainer.sample_every", "trainer.keep", "trainer.workers")
@@ -69,6 +73,25 @@ def trainer_of(config: Mapping[str, Any]) -> Trainer:
     return trainer
 
 
+def objective_of(config: Mapping[str, Any], modality: Modality, denoiser: "Denoiser") -> "Objective":
+    """What a config trains. UserError where its loss, times or dropout is something else, or the dropout is of other attributes."""
+    from guidance.condition import Dropout
+    from guidance.loss import Loss, UniformTimes
+    from guidance.train import Objective
+
+    parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
+    parts["loss"] = with_codec(parts["loss"], modality)
+    for key, is_one in {
+        "loss": arity(parts["loss"]) == arity(Loss()),
+        "times": arity(parts["times"]) == arity(UniformTimes()),
+        "dropout": isinstance(parts["dropout"], Dropout),
+    }.items():
+        if not is_one:
+            raise UserError(f"the config's {key} is none: {config[key]['_target_']} is something else")
+    parts["dropout"].check(list(modality.conditions))
+    return Objective(denoiser, modality.codec, **parts, conditions=modality.conditions)
+
+
 def arity(part: Any) -> int:
     """How many arguments it is called with, which tells losses, times and schedules from each other; 0 where it cannot be called."""
     return len(inspect.signature(part).parameters) if callable(part) else 0
@@ -88,9 +111,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     from accelerate.state import PartialState
     from accelerate.utils.environment import parse_flag_from_env
 
-    from guidance.condition import Dropout
-    from guidance.loss import Loss, UniformTimes
-    from guidance.train import Interrupted, Objective
+    from guidance.train import Interrupted
     from guidance.train import train as run_training
 
     out, resume, overwrite = folder(config, "out"), flag(config, "resume"), flag(config, "overwrite")
@@ -111,17 +132,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     trainer = trainer_of(config)
     torch.manual_seed(seed)  # the initial weights
     modality, denoiser = assemble(checkpoint.located(config, out))
-    parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
-    parts["loss"] = with_codec(parts["loss"], modality)
-    for key, is_one in {
-        "loss": arity(parts["loss"]) == arity(Loss()),
-        "times": arity(parts["times"]) == arity(UniformTimes()),
-        "dropout": isinstance(parts["dropout"], Dropout),
-    }.items():
-        if not is_one:
-            raise UserError(f"the config's {key} is none: {config[key]['_target_']} is something else")
-    parts["dropout"].check(list(modality.conditions))
-    objective = Objective(denoiser, modality.codec, **parts, conditions=modality.conditions)
+    objective = objective_of(config, modality, denoiser)
     pinned = {"data": modality.data.pinned(), **(modality.pinned() if modality.pinned else {})}
     config |= {section: {**config[section], **found} for section, found in pinned.items()}
     if not len(modality.data.train):
