@@ -19,7 +19,7 @@ from guidance.cache import cache as own_cache
 from guidance.checkpoint import fill, write_atomically
 from guidance.condition import Condition, Label
 from guidance.errors import UserError
-from guidance.modality import Data, Split
+from guidance.modality import Data, SideTraining, Split
 from guidance.split import pick
 
 MOST = 10_000  # items of a split that judging looks at
@@ -144,3 +144,18 @@ def train_judge(
     write_atomically(weights, save(network.state_dict()))
     write_atomically(facts, json.dumps({"accuracy": judge.accuracy, "attribute": attribute, "data": data.name}).encode())
     return judge
+
+
+def judge_training(network: nn.Module, inputs: Callable[[int], Tensor], *, steps: int = 600, batch: int = 128) -> SideTraining:
+    """What `train_judge` takes with these settings, for `polyguide cost`.
+
+    Args:
+        network: as for `train_judge`.
+        inputs: n of the network's inputs, zeros of their shape.
+    """
+
+    def loss() -> Tensor:
+        _, logits = network(inputs(batch))
+        return nn.functional.cross_entropy(logits, torch.zeros(batch, dtype=torch.long))
+
+    return SideTraining(network.train(), steps, loss)

@@ -15,10 +15,12 @@ from guidance.checkpoint import fill, write_atomically
 from guidance.condition import Condition, Label
 from guidance.errors import UserError
 from guidance.judge import fingerprint, read
+from guidance.modality import SideTraining
 from modalities import stubs
 from modalities.text.tokenizer import PAD
 
 VERSION = "language-1"
+BATCH = 64
 
 
 class LanguageModel(nn.Module):
@@ -95,13 +97,35 @@ class LanguageModel(nn.Module):
         return nn.functional.pad(made, (0, self.length - made.shape[1]), value=PAD)
 
 
-def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = 64, lr: float = 2e-3) -> LanguageModel:
-    """The model of a data set, from the cache or trained: each text with all its attributes, some of them, or (half of the time) none."""
-    steps = max(1, epochs * len(data.train) // batch)
-    labels = {name: spec for name, spec in data.conditions.items() if isinstance(spec, Label)}
+def labels_of(data: Any) -> Mapping[str, Label]:
+    return {name: spec for name, spec in data.conditions.items() if isinstance(spec, Label)}
+
+
+def steps_of(data: Any, epochs: int, batch: int) -> int:
+    return max(1, epochs * len(data.train) // batch)
+
+
+def untrained(data: Any) -> LanguageModel:
+    """The model that `train_language_model` begins with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LanguageModel(data.vocabulary.size, data.length, {name: len(spec.classes) for name, spec in labels.items()})
+        return LanguageModel(data.vocabulary.size, data.length, {name: len(spec.classes) for name, spec in labels_of(data).items()})
+
+
+def language_training(data: Any, epochs: int = 12, batch: int = BATCH) -> SideTraining:
+    """What `train_language_model` takes, with texts as long as any."""
+    steps, model = steps_of(data, epochs, batch), untrained(data).train()
+
+    def loss() -> Tensor:
+        total, counts = model.nll(torch.zeros(batch, data.length, dtype=torch.long))
+        return total.sum() / counts.sum()
+
+    return SideTraining(model, steps, loss)
+
+
+def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = BATCH, lr: float = 2e-3) -> LanguageModel:
+    """The model of a data set, from the cache or trained: each text with all its attributes, some of them, or (half of the time) none."""
+    steps, labels, model = steps_of(data, epochs, batch), labels_of(data), untrained(data)
     stamp = f"{VERSION}-{steps}-{batch}"
     name = fingerprint(data, None, stamp)
     weights, facts = cache / f"{name}.safetensors", cache / f"{name}.json"
