@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 COMMANDS = {
+    "demo": "train three models, measure their guidance, put it on one page: polyguide demo",
     "train": "train a model from a config: polyguide train data=digits out=runs/digits",
     "train-classifier": "train a classifier of noisy data, for guidance: polyguide train-classifier run=runs/digits out=classifier",
     "cost": "what a training would cost, in memory and days: polyguide cost recipe=published/cifar10",

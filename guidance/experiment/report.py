@@ -120,9 +120,12 @@ def vacant(out: Path) -> Path:
     return page
 
 
-def drawn(groups: Sequence[Sequence[Result]], out: Path) -> list[dict[str, Any]]:
-    """What the page says of each group, its figures drawn and its tables written."""
-    used: dict[str, int] = {}
+def drawn(groups: Sequence[Sequence[Result]], out: Path, used: dict[str, int] | None = None) -> list[dict[str, Any]]:
+    """What the page says of each group, its figures drawn and its tables written.
+
+    ``used``: how often each name of a group is taken already, where more groups are on the page.
+    """
+    used = {} if used is None else used
     parts = []
     for group in groups:
         facts, found = group[0].facts, findings_of(group)
