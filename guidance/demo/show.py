@@ -105,22 +105,18 @@ def coming(names: Sequence[str], seconds: float) -> str:
 
 
 class Page:
-    """The page of all that is measured in a demo's folder; the figures of what has not changed are drawn once."""
+    """The page of all experiments in a demo's folder that are measured, each drawn once."""
 
     def __init__(self, out: Path, title: str, names: Sequence[str]):
         self.out, self.title, self.names = out, title, names
         self.used: dict[str, int] = {}
-        self.before: dict[Path, dict[str, int]] = {}  # what was used of names when a folder was drawn first
-        self.kept: dict[tuple[Path, int], list[dict[str, Any]]] = {}
+        self.kept: dict[Path, list[dict[str, Any]]] = {}
 
     def write(self, coming: str) -> None:
         shown: list[Mapping[str, Any]] = []
         for name in self.names:
             for path in sorted((self.out / name).glob(f"run/experiments/*/{FACTS}")):
-                result = read_result(path.parent)
-                if (key := (path.parent, len(result.cells))) not in self.kept:
-                    again = self.before.get(path.parent)
-                    self.before.setdefault(path.parent, dict(self.used))
-                    self.kept[key] = drawn([[result]], self.out, self.used if again is None else dict(again))
-                shown += self.kept[key]
+                if path.parent not in self.kept and (result := read_result(path.parent)).whole:
+                    self.kept[path.parent] = drawn([[result]], self.out, self.used)
+                shown += self.kept.get(path.parent, [])
         write_page(shown, self.out, self.title, coming)
