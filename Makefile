@@ -32,16 +32,16 @@ demo-image: install
 
 demo-audio: install
 	$(BIN)/polyguide train modality=audio data=notes out=$(DEMO)/audio/run resume=true
-	$(BIN)/polyguide experiment run=$(DEMO)/audio/run experiment=tradeoff n=100 'experiment.scales=[0,1,2,4]' experiment.given=train precision=bf16
-	$(BIN)/polyguide experiment run=$(DEMO)/audio/run experiment=inverse n=100 'experiment.scales=[-2,-1,0,1]' precision=bf16 \
+	$(BIN)/polyguide experiment run=$(DEMO)/audio/run experiment=tradeoff n=100 'experiment.scales=[0,1,2,4]' experiment.given=train
+	$(BIN)/polyguide experiment run=$(DEMO)/audio/run experiment=inverse n=100 'experiment.scales=[-2,-1,0,1]' \
 		'experiment.ordered_scales=[-2,-1,0,1]'
 	$(REPORT)
 
 demo-text: install
 	$(BIN)/polyguide train modality=text data=trec out=$(DEMO)/text/run resume=true
 	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/infill overwrite=true n=8 condition.infill="What is the ____ of ..." guidance.scale=2
-	$(BIN)/polyguide experiment run=$(DEMO)/text/run experiment=tradeoff n=60 'experiment.scales=[0,1,2,4]' precision=bf16
-	$(BIN)/polyguide experiment run=$(DEMO)/text/run experiment=inverse n=60 'experiment.scales=[-2,-1,0,1]' precision=bf16 \
+	$(BIN)/polyguide experiment run=$(DEMO)/text/run experiment=tradeoff n=60 'experiment.scales=[0,1,2,4]'
+	$(BIN)/polyguide experiment run=$(DEMO)/text/run experiment=inverse n=60 'experiment.scales=[-2,-1,0,1]' \
 		'experiment.ordered_scales=[-2,-1,0,1]'
 	$(REPORT)
 

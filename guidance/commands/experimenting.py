@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 from guidance import checkpoint
-from guidance.commands.drawing import loaded, measured, sampling
+from guidance.commands.drawing import loaded, measured, sampling, settle_precision
 from guidance.commands.output import vacant
 from guidance.commands.settings import flag, settings_of, threads, whole_number
 from guidance.commands.training import OF_THE_COMMAND, train
@@ -20,7 +20,7 @@ def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide experiment"""
     from guidance.experiment.cells import Cells
     from guidance.experiment.conduct import conduct
-    from guidance.experiment.findings import Experiment
+    from guidance.experiment.findings import Experiment, stored_precision
     from guidance.experiment.report import written
 
     threads(config)
@@ -32,6 +32,7 @@ def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
     if not isinstance(made, Experiment):
         raise UserError(f"experiment={asked!r} is no experiment; `polyguide list` shows what can be chosen")
     vacant(out, True, ())
+    settle_precision(config, lambda: None if overwrite else stored_precision(out))
     model = loaded(config)
     settings = sampling(config, model) | {"model": settings_of(config, "model")}
     settings["grid"](settings["schedule"] or model.denoisers["main"].schedule, settings["steps"])  # a grid that does not fit is refused
