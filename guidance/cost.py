@@ -20,8 +20,9 @@ from guidance.errors import UserError, one_of
 from guidance.fake import Alive, counter, imagine, shapes_only
 from guidance.guide import CFG
 from guidance.loss import Criterion, Times
+from guidance.machine import AUTO, autocast, fast_bf16
 from guidance.modality import CountedJudges, Modality, SideTraining
-from guidance.model import PRECISIONS, with_codec
+from guidance.model import with_codec
 from guidance.parameterization import Eps
 from guidance.process import level
 from guidance.sampler import Progress, Sampler, sample
@@ -95,6 +96,13 @@ def peak(device: str | float, precision: str) -> float:
     return float(device)
 
 
+def precision_on(device: str | float, precision: str) -> str:
+    """What a training's precision becomes on a device: auto is bf16 on the GPUs of PEAKS, and this machine's on cpu or a number."""
+    if precision != AUTO:
+        return precision
+    return "bf16" if (device in PEAKS and device != "cpu") or fast_bf16() else "no"
+
+
 def imagined(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
     """The untrained model of a config, its weights fake tensors, which have shapes and take no memory.
 
@@ -164,13 +172,12 @@ def step(objective: Objective, modality: Modality, n: int, precision: str) -> St
         weights = {tensor.untyped_storage()._cdata for tensor in objective.state_dict(keep_vars=True).values()}
         raw = raw_batch(modality, n) if objective.codec is not None else torch.zeros(n, *modality.shape)
         assert raw is not None
-        dtype = PRECISIONS[precision]
         with (
             Alive() as alive,
             torch.enable_grad(),
             counter() as forward,
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None),
+            autocast(precision),
         ):
             loss = objective(raw, conditions(modality, n), Place(0, 0, 0, 0, n)).mean()
         size = sum(storage.nbytes() for number, storage in kept.items() if number not in weights)
@@ -292,7 +299,8 @@ def cost(
     """
     if isinstance(utilisation, bool) or not isinstance(utilisation, int | float) or not 0 < utilisation <= 1:
         raise UserError(f"utilisation is above 0 and at most 1, got {utilisation!r}")
-    fastest = peak(device, trainer.precision)
+    precision = precision_on(device, trainer.precision)
+    fastest = peak(device, precision)
     modules = modality.modules()
     parts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
     trained = sum(p.numel() for p in modules.parameters() if p.requires_grad)
@@ -302,7 +310,7 @@ def cost(
     objective = Objective(once, codec, loss, times, dropout, modality.conditions).train()
     micro = trainer.batch_size // trainer.accumulate
     n = max(1, min(micro, MOST // math.prod(modality.shape)))
-    taken = step(objective, modality, n, trainer.precision)
+    taken = step(objective, modality, n, precision)
     drawn = evaluation(modality, denoiser)
     forward, backward = taken.forward / n, taken.backward / n
     again = SELF_CONDITIONED * drawn.denoise if denoiser.self_condition else 0.0
@@ -329,7 +337,7 @@ def cost(
         },
         memory={**memory, "total": sum(memory.values())},
         micro_batch=micro,
-        precision=trainer.precision,
+        precision=precision,
         sampling={
             "sampler": type(sampler).__name__,
             "steps": sampling_steps,

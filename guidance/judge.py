@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from guidance import machine
 from guidance.bar import working
 from guidance.cache import cache as own_cache
 from guidance.checkpoint import fill, write_atomically
@@ -76,16 +77,30 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
         return make()
 
 
-class TrainedJudge:
-    """A judge with its held-out accuracy. ``network`` gives (features, logits) of what ``prepare`` makes of decoded data."""
+def judging_precision() -> str:
+    """What judges, and other models that measure, are trained and run in: auto's, on the CPU; "no" where that is fp16, which CPUs do not
+    train in."""
+    found = machine.auto()
+    return "no" if found == "fp16" else found
 
-    def __init__(self, network: nn.Module, prepare: Callable[[Any], Tensor], accuracy: float):
-        self.network, self.prepare, self.accuracy = network, prepare, accuracy
+
+def in_precision(version: str, precision: str) -> str:
+    """A version for `fingerprint` of a model that is trained in a precision: fp32 is what a version says by itself."""
+    return version if precision == "no" else f"{version}-{precision}"
+
+
+class TrainedJudge:
+    """A judge with its held-out accuracy. ``network`` gives (features, logits) of what ``prepare`` makes of decoded data; ``precision`` is
+    the one that it runs in (`guidance.machine`)."""
+
+    def __init__(self, network: nn.Module, prepare: Callable[[Any], Tensor], accuracy: float, precision: str = "no"):
+        self.network, self.prepare, self.accuracy, self.precision = network, prepare, accuracy, precision
 
     @torch.no_grad()
     def __call__(self, decoded: Any) -> tuple[Float[Tensor, "n f"], Float[Tensor, "n classes"]]:
-        outputs = [self.network(self.prepare(decoded[k : k + 512])) for k in range(0, len(decoded), 512)]
-        return torch.cat([f for f, _ in outputs]), torch.cat([logits for _, logits in outputs])
+        with machine.autocast(self.precision):
+            outputs = [self.network(self.prepare(decoded[k : k + 512])) for k in range(0, len(decoded), 512)]
+        return torch.cat([f.float() for f, _ in outputs]), torch.cat([logits.float() for _, logits in outputs])
 
 
 def train_judge(
@@ -101,7 +116,8 @@ def train_judge(
     batch: int = 128,
     lr: float = 2e-3,
 ) -> TrainedJudge:
-    """The judge from the cache, or trained with cross-entropy and cached. The same data gives the same judge.
+    """The judge from the cache, or trained with cross-entropy and cached, in auto's precision (`guidance.machine`). The same data gives the
+    same judge in the same precision.
 
     Args:
         network: (features, logits) of a batch of inputs; `seeded` makes its first weights.
@@ -109,13 +125,14 @@ def train_judge(
         version: of the judge, to be changed with its network or its training; it names modality and judge, such as "image-1".
     """
     cache = cache or own_cache() / "judges"
-    name = fingerprint(data, attribute, version)
+    precision = judging_precision()
+    name = fingerprint(data, attribute, in_precision(version, precision))
     weights, facts = cache / f"{name}.safetensors", cache / f"{name}.json"
     if facts.is_file():
         try:
             accuracy = float(json.loads(facts.read_text())["accuracy"])
             fill(network, weights)
-            return TrainedJudge(network.eval(), prepare, accuracy)
+            return TrainedJudge(network.eval(), prepare, accuracy, precision)
         except (UserError, ValueError, KeyError):
             pass  # a file cut short, or of another version: train anew
     raw, label, _ = read(data.train, attribute)
@@ -127,14 +144,15 @@ def train_judge(
         torch.manual_seed(0)
         for step in range(steps):
             rows = torch.randint(len(label), (batch,), generator=generator)
-            _, logits = network(augment(inputs[rows], generator))
+            with machine.autocast(precision):
+                _, logits = network(augment(inputs[rows], generator))
             optimizer.zero_grad()
-            nn.functional.cross_entropy(logits, label[rows]).backward()
+            nn.functional.cross_entropy(logits.float(), label[rows]).backward()
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1, (step + 1) / 50) * (1 - step / steps)
             optimizer.step()
             task.advance()
-    judge = TrainedJudge(network.eval(), prepare, 0.0)
+    judge = TrainedJudge(network.eval(), prepare, 0.0, precision)
     raw, label, _ = read(data.test, attribute)
     hits = [judge(part)[1].argmax(-1) for part in raw]
     judge.accuracy = (torch.cat(hits) == label).float().mean().item()

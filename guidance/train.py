@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from guidance import checkpoint, shards
+from guidance import checkpoint, machine, shards
 from guidance.bar import working
 from guidance.condition import Condition, ConditionSpec, Dropout, reveal
 from guidance.denoiser import Denoiser
@@ -145,15 +145,17 @@ def train(
     beyond rounding. ``resume`` goes on from the newest checkpoint, where there is one. ``preview(averaged modules, step)`` is called
     every ``trainer.sample_every`` steps.
 
-    Raises: UserError when the loss is no longer finite (the last good checkpoint stays), or another process of the launch has ended;
+    Raises: UserError for a precision that the device does not train in; when the loss is no longer finite (the last good checkpoint stays),
+    or another process of the launch has ended;
     Interrupted after Ctrl-C, of several processes in the first, while the others exit.
     """
     from accelerate.accelerator import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
+    chosen = machine.precision(trainer.precision, PartialState(cpu=on_cpus()).device, what="trainer.precision", training=True)
     accelerator: Any = Accelerator(
         cpu=on_cpus(),
-        mixed_precision=trainer.precision,
+        mixed_precision=chosen,
         gradient_accumulation_steps=trainer.accumulate,
         log_with=list(trainer.trackers) or None,
         project_dir=run,

@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from guidance import checkpoint
-from guidance.commands.drawing import loaded, measured, sampling
+from guidance.commands.drawing import loaded, measured, sampling, settle_precision
 from guidance.commands.output import vacant
 from guidance.commands.settings import flag, settings_of, threads, whole_number
 from guidance.commands.training import OF_THE_COMMAND, train
@@ -34,7 +34,7 @@ def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
 def measure(config: dict[str, Any]) -> "tuple[Result, str]":
     """Measure what is not measured yet of the experiment of a config; all of it, and a title for its page."""
     from guidance.experiment.conduct import conduct
-    from guidance.experiment.findings import Experiment
+    from guidance.experiment.findings import Experiment, stored_precision
 
     threads(config)
     n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), measured(config)
@@ -45,6 +45,7 @@ def measure(config: dict[str, Any]) -> "tuple[Result, str]":
     if not isinstance(made, Experiment):
         raise UserError(f"experiment={asked!r} is no experiment; `polyguide list` shows what can be chosen")
     vacant(out, True, ())
+    settle_precision(config, lambda: None if overwrite else stored_precision(out))
     model = loaded(config)
     settings = sampling(config, model) | {"model": settings_of(config, "model")}
     settings["grid"](settings["schedule"] or model.denoisers["main"].schedule, settings["steps"])  # a grid that does not fit is refused

@@ -10,10 +10,10 @@ import torch
 
 from guidance import checkpoint
 from guidance.bar import Bar
-from guidance.commands.drawing import loaded, nth, sampling
+from guidance.commands.drawing import loaded, nth, sampling, settle_precision
 from guidance.commands.output import SAMPLE_FILES
 from guidance.commands.settings import flag, folder, threads, whole_number
-from guidance.commands.work import Work
+from guidance.commands.work import Work, stored_precision
 from guidance.config import build
 from guidance.errors import UserError, one_of
 from guidance.guide import Guidance
@@ -22,6 +22,7 @@ from guidance.processes import launched, rank
 from guidance.sampler import Progress
 from guidance.sampler.feynman_kac import Particles
 
+RESULT = "samples.json"
 SHOWN = 64  # samples printed, where they are words, and shown together
 
 
@@ -38,6 +39,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
         raise UserError(f"guidance={config['guidance']} is no guidance; `polyguide list` shows what can be chosen")
     if not isinstance(config["condition"], Mapping):
         raise UserError(f"condition is given by attribute, e.g. condition.digit=3, got condition={config['condition']!r}")
+    settle_precision(config, lambda: stored_precision(out, RESULT) if resume else None)
     model = loaded(config)
     settings = sampling(config, model)
     if not isinstance(config["judge"], bool | None):
@@ -46,7 +48,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
         raise one_of("format", wanted, model.modality.render.formats)
     condition = {name: value for name, value in config["condition"].items() if value is not None}
     del config["resume"]  # is not of the samples
-    work = Work(out, "samples", SAMPLE_FILES, "samples.json", config, weights(model))
+    work = Work(out, "samples", SAMPLE_FILES, RESULT, config, weights(model))
     with work.shared(overwrite, resume) as left:
         if not left:
             if rank() == 0:
@@ -166,7 +168,7 @@ def together(
             asked = [": ".join(filter(None, parts)) for parts in zip(asked, texts, strict=True)]
         page = gallery(f"{n} samples of {config['run']}", about, files, asked, None if shown_as(files[0]) else drawn)
         checkpoint.write_atomically(out / "index.html", page.encode())
-    checkpoint.write_atomically(out / "samples.json", json.dumps(facts, indent=1, default=str).encode())
+    checkpoint.write_atomically(out / RESULT, json.dumps(facts, indent=1, default=str).encode())
     for line in lines[:SHOWN]:
         if "text" in line:
             print("\t".join([", ".join(f"{c} {p:.2f}" for c, p in line.get("seen", {}).values()), line["text"]]).strip())

@@ -6,18 +6,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import ModuleDict
 
-from guidance import checkpoint, proper
+from guidance import checkpoint, machine, proper
 from guidance.commands.output import RUN_FILES, clear, vacant
 from guidance.commands.settings import flag, folder, threads, whole_number
 from guidance.config import build, leaves
 from guidance.errors import UserError
 from guidance.holdout import parse, without
+from guidance.machine import AUTO
 from guidance.modality import Modality, Split
 from guidance.model import PARTS, Model, assemble, with_codec
 from guidance.previews import class_table, forward_process
@@ -52,6 +54,8 @@ def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Seq
             if name in OF_THE_COMMAND or new[name] is None or old.get(name) == new[name]:
                 continue
             if name not in old and name != key:  # a setting that came after the run, which no one asked for
+                continue
+            if name == "trainer.precision" and new[name] == AUTO:  # which is what the run has
                 continue
             if name not in CHANGEABLE and name == key and as_written(override) in said:
                 continue
@@ -90,6 +94,25 @@ def objective_of(config: Mapping[str, Any], modality: Modality, denoiser: "Denoi
             raise UserError(f"the config's {key} is none: {config[key]['_target_']} is something else")
     parts["dropout"].check(list(modality.conditions))
     return Objective(denoiser, modality.codec, **parts, conditions=modality.conditions)
+
+
+def settled(config: Mapping[str, Any], trainer: Trainer, device: torch.device, out: Path | None) -> tuple[dict[str, Any], Trainer]:
+    """The config and its trainer with the precision that auto becomes on the device, the same in all processes of a launch.
+
+    ``out``: the run that is gone on with, which keeps its precision. UserError where the device does not train in it.
+    """
+    from accelerate.utils.operations import broadcast_object_list
+
+    asked = trainer.precision
+    if out is not None and asked != AUTO and not machine.has(asked, str(device), training=True):
+        raise UserError(
+            f"out={out} is trained in {asked}, which no {machine.named(device)} trains in: go on with it on a device that does, or start "
+            "another with another out="
+        )
+    what = "trainer.precision" if out is None else f"out={out}: trainer.precision"
+    chosen = [machine.precision(asked, device, what=what, training=True)]
+    broadcast_object_list(chosen)
+    return {**config, "trainer": {**config["trainer"], "precision": chosen[0]}}, replace(trainer, precision=chosen[0])
 
 
 def arity(part: Any) -> int:
@@ -140,6 +163,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     split = without(modality.data.train, parse(config.get("holdout", []), modality.conditions))
     steps = checkpoint.saved_steps(out) if going_on else []
     place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
+    config, trainer = settled(config, trainer, place.device, out if going_on else None)
     if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and ended(out, trainer):
         with alone(out) if place.is_main_process else nullcontext():  # whoever trains it still is not done
             print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
@@ -168,7 +192,8 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
 
         def preview(modules: ModuleDict, step: int) -> None:
             with borrowed(objective.trained, modules):
-                model = Model(modality, {"main": denoiser}, config, out)
+                drawing = replace(denoiser, precision=machine.dtype_of(trainer.precision))
+                model = Model(modality, {"main": drawing}, config, out)
                 class_table(model, (1.0, 3.0), out / "previews" / f"step-{step:08d}.png", seed=seed)
 
         began = time.perf_counter()

@@ -31,8 +31,8 @@ def show(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     if world() > 1:
         raise UserError("polyguide demo is one process: start it without a launcher")
     out, title = folder(config, "out"), str(config["title"])
-    parts = parts_of(config, out)
     check(out, list(map(str, config["each"])))
+    parts = parts_of(config, out)
     line = Line()
     with speaking(line):
         began, pieces = time.monotonic(), []

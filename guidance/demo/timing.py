@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guidance import machine
 from guidance.commands.settings import device_of
 from guidance.commands.training import objective_of, trainer_of
 from guidance.condition import Condition
@@ -15,7 +16,7 @@ from guidance.cost import SELF_CONDITIONED, conditions, raw_batch
 from guidance.denoiser import Denoiser
 from guidance.fake import counter
 from guidance.modality import Data, Modality, SideTraining, Split
-from guidance.model import PRECISIONS, Model, assemble
+from guidance.model import Model, assemble
 from guidance.process import level
 from guidance.train import Objective, Place
 
@@ -123,10 +124,10 @@ class Bench:
             objective, raw = bare.train(), torch.zeros(n, *self.modality.shape)
         optimizer = torch.optim.AdamW(objective.parameters(), lr=0.0, fused=True)
         condition, raw = conditions(self.modality, n).to(self.device), raw.to(self.device)
-        dtype = PRECISIONS[self.trainer.precision]
+        precision = machine.precision(self.trainer.precision, self.device, what="trainer.precision", training=True)
 
         def once() -> None:
-            with torch.enable_grad(), torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            with torch.enable_grad(), machine.autocast(precision, self.device):
                 loss = objective(raw, condition, Place(0, 0, 0, 0, n)).mean()
             loss.backward()
             optimizer.step()
@@ -136,12 +137,14 @@ class Bench:
         self.modality.modules().eval()
         if not self.denoiser.self_condition:
             return found
-        return found.plus(self.row(self.denoiser, n, budget / 2).times(SELF_CONDITIONED * self.trainer.batch_size))
+        guessing = replace(self.denoiser, precision=machine.dtype_of(precision))
+        return found.plus(self.row(guessing, n, budget / 2).times(SELF_CONDITIONED * self.trainer.batch_size))
 
     def drawn(self, precision: str) -> Speed:
         """A row when samples are drawn in a precision, timed once."""
         if precision not in self.sampling:
-            self.sampling[precision] = self.row(replace(self.denoiser, precision=PRECISIONS[precision]))
+            dtype = machine.dtype_of(machine.precision(precision, self.device))
+            self.sampling[precision] = self.row(replace(self.denoiser, precision=dtype))
         return self.sampling[precision]
 
     def row(self, denoiser: Denoiser, rows: int = ROWS, budget: float = 0.5) -> Speed:
@@ -164,6 +167,8 @@ class Bench:
 
         def once() -> None:
             with torch.enable_grad():
-                training.loss().backward()
+                with machine.autocast(machine.auto()):
+                    loss = training.loss()
+                loss.backward()
 
         return timed(once, torch.device("cpu"), budget).times(training.steps)

@@ -11,7 +11,7 @@ from guidance.config import build
 from guidance.errors import UserError
 from guidance.estimate import Estimate
 from guidance.experiment import figures
-from guidance.experiment.findings import FACTS, Experiment, Findings, Result, Sheet, Table, read_result
+from guidance.experiment.findings import FACTS, Experiment, Findings, Result, Sheet, Table, precision_named, read_result
 from guidance.page import element, inline, shown_as
 from guidance.table import as_csv, columns, short
 
@@ -203,9 +203,15 @@ def about(group: Sequence[Result]) -> str:
     interval = f"over the {len(group)} trainings" if len(group) > 1 else "over the samples"
     return (
         f"{seeds} of {facts['parameters']:,} parameters, {facts['trained']} steps; n = {facts['n']} samples a cell and training, all cells "
-        f"from the same noise (seed {facts['seed_of_samples']}); {facts['sampler'].split(', grid')[0]}. 95 % intervals {interval}. "
-        f"Seen: {seen} of held-out data. Runs: {', '.join(r.facts['run'] for r in group)}."
+        f"from the same noise (seed {facts['seed_of_samples']}); {facts['sampler'].split(', grid')[0]}{in_precision(facts)}. 95 % "
+        f"intervals {interval}. Seen: {seen} of held-out data. Runs: {', '.join(r.facts['run'] for r in group)}."
     )
+
+
+def in_precision(facts: Mapping[str, Any]) -> str:
+    """What samples were drawn in, where that is not fp32."""
+    name = precision_named(facts.get("precision"))
+    return "" if name in (None, "no") else f", in {name}"
 
 
 def shown_table(table: Table) -> dict[str, Any]:

@@ -40,7 +40,9 @@ class Listener(nn.Module):
 
     def forward(self, wave: Float[Tensor, "b samples"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b classes"]]:
         wave = nn.functional.pad(wave, (0, max(0, self.spectrogram.length - wave.shape[-1])))  # its last frame filled with silence
-        features = self.body(self.spectrogram.of(wave)[:, None])
+        with torch.autocast(wave.device.type, enabled=False):  # 16 bits are too few to add up power in
+            mel = self.spectrogram.of(wave.float())[:, None]
+        features = self.body(mel)
         return features, self.head(features)
 
 

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from guidance import machine
 from guidance.bar import each
 from guidance.checkpoint import fill, write_atomically
 from guidance.condition import Condition, Label
 from guidance.errors import UserError
-from guidance.judge import fingerprint, read
+from guidance.judge import fingerprint, in_precision, judging_precision, read
 from guidance.modality import SideTraining
 from modalities import stubs
 from modalities.text.tokenizer import PAD
@@ -30,10 +31,21 @@ class LanguageModel(nn.Module):
         size: of the vocabulary.
         length: of the longest text.
         classes: number of classes of each attribute.
+        precision: that it runs in: "no" or "bf16".
     """
 
-    def __init__(self, size: int, length: int, classes: Mapping[str, int], width: int = 192, layers: int = 4, dropout: float = 0.2):
+    def __init__(
+        self,
+        size: int,
+        length: int,
+        classes: Mapping[str, int],
+        width: int = 192,
+        layers: int = 4,
+        dropout: float = 0.2,
+        precision: str = "no",
+    ):
         super().__init__()
+        self.precision = precision
         transformers = stubs.transformers()
         self.size, self.length, self.classes = size, length, dict(classes)
         # After the vocabulary: the beginning, then for each attribute "absent" and its classes.
@@ -73,7 +85,8 @@ class LanguageModel(nn.Module):
     def nll(self, ids: Int[Tensor, "n length"], condition: Condition | None = None) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
         """-log p of each text in nats, its end included where it has one, and the number of tokens that this is of."""
         prefix = self.prefix(condition, len(ids))
-        logits = self.model(torch.cat([prefix, ids], 1)).logits[:, prefix.shape[1] - 1 : -1, : self.size]
+        with machine.autocast(self.precision):
+            logits = self.model(torch.cat([prefix, ids], 1)).logits[:, prefix.shape[1] - 1 : -1, : self.size]
         each = nn.functional.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
         end = (ids == PAD).long()
         counted = end.cumsum(1) - end == 0  # up to the first padding
@@ -83,7 +96,7 @@ class LanguageModel(nn.Module):
     def sample(self, n: int, condition: Condition | None = None, seed: int = 0) -> Int[Tensor, "n length"]:
         """Ancestral samples, padded."""
         prefix = self.prefix(condition, n)
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), machine.autocast(self.precision):
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
             made = self.model.generate(
@@ -109,7 +122,8 @@ def untrained(data: Any) -> LanguageModel:
     """The model that `train_language_model` begins with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LanguageModel(data.vocabulary.size, data.length, {name: len(spec.classes) for name, spec in labels_of(data).items()})
+        classes = {name: len(spec.classes) for name, spec in labels_of(data).items()}
+        return LanguageModel(data.vocabulary.size, data.length, classes, precision=judging_precision())
 
 
 def language_training(data: Any, epochs: int = 12, batch: int = BATCH) -> SideTraining:
@@ -124,9 +138,9 @@ def language_training(data: Any, epochs: int = 12, batch: int = BATCH) -> SideTr
 
 
 def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = BATCH, lr: float = 2e-3) -> LanguageModel:
-    """The model of a data set, from the cache or trained: each text with all its attributes, some of them, or (half of the time) none."""
+    """The model of a data set, from the cache or trained in auto's precision: each text with all its attributes, some of them, or (half of the time) none."""
     steps, labels, model = steps_of(data, epochs, batch), labels_of(data), untrained(data)
-    stamp = f"{VERSION}-{steps}-{batch}"
+    stamp = in_precision(f"{VERSION}-{steps}-{batch}", model.precision)
     name = fingerprint(data, None, stamp)
     weights, facts = cache / f"{name}.safetensors", cache / f"{name}.json"
     if facts.is_file():
