@@ -152,7 +152,8 @@ def train(
     from accelerate.accelerator import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
-    chosen = machine.precision(trainer.precision, PartialState(cpu=on_cpus()).device, what="trainer.precision", training=True)
+    place: Any = PartialState(cpu=on_cpus())
+    chosen = machine.precision(trainer.precision, place.device, what="trainer.precision", training=True)
     accelerator: Any = Accelerator(
         cpu=on_cpus(),
         mixed_precision=chosen,

@@ -162,7 +162,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
         raise UserError(f"there is nothing to train on: {modality.data.name} has no training items")
     split = without(modality.data.train, parse(config.get("holdout", []), modality.conditions))
     steps = checkpoint.saved_steps(out) if going_on else []
-    place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
+    place: Any = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
     config, trainer = settled(config, trainer, place.device, out if going_on else None)
     if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and ended(out, trainer):
         with alone(out) if place.is_main_process else nullcontext():  # whoever trains it still is not done
