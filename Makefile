@@ -4,10 +4,10 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
-MODALITY ?= all
+MODALITY ?= image,audio,text
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-image demo-audio demo-text test bench faults lint types docs wheel clean
+.PHONY: help install demo test bench faults lint types docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,31 +19,8 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
-demo: install $(if $(filter all,$(MODALITY)),demo-image demo-audio demo-text,demo-$(MODALITY))  ## three models, inverse guidance and the trade-off, one page; MODALITY=image, audio or text: one part
-
-# What is done is kept: a demo that was interrupted goes on where it was.
-REPORT = $(BIN)/polyguide report $$(dirname $(DEMO)/*/run/experiments/*/experiment.json) out=$(DEMO) title="Guidance in three modalities"
-
-demo-image: install
-	$(BIN)/polyguide train data=digits out=$(DEMO)/image/run resume=true
-	$(BIN)/polyguide experiment run=$(DEMO)/image/run experiment=tradeoff n=300 'experiment.scales=[0,1,1.5,2,4]'
-	$(BIN)/polyguide experiment run=$(DEMO)/image/run experiment=inverse n=200 'experiment.scales=[-2,-1,0,1]'
-	$(REPORT)
-
-demo-audio: install
-	$(BIN)/polyguide train modality=audio data=notes out=$(DEMO)/audio/run resume=true
-	$(BIN)/polyguide experiment run=$(DEMO)/audio/run experiment=tradeoff n=100 'experiment.scales=[0,1,2,4]' experiment.given=train precision=bf16
-	$(BIN)/polyguide experiment run=$(DEMO)/audio/run experiment=inverse n=100 'experiment.scales=[-2,-1,0,1]' precision=bf16 \
-		'experiment.ordered_scales=[-2,-1,0,1]'
-	$(REPORT)
-
-demo-text: install
-	$(BIN)/polyguide train modality=text data=trec out=$(DEMO)/text/run resume=true
-	$(BIN)/polyguide sample run=$(DEMO)/text/run out=$(DEMO)/text/infill overwrite=true n=8 condition.infill="What is the ____ of ..." guidance.scale=2
-	$(BIN)/polyguide experiment run=$(DEMO)/text/run experiment=tradeoff n=60 'experiment.scales=[0,1,2,4]' precision=bf16
-	$(BIN)/polyguide experiment run=$(DEMO)/text/run experiment=inverse n=60 'experiment.scales=[-2,-1,0,1]' precision=bf16 \
-		'experiment.ordered_scales=[-2,-1,0,1]'
-	$(REPORT)
+demo: install  ## three models, inverse guidance and the trade-off, one page; MODALITY=image, audio or text: one part
+	$(BIN)/polyguide demo out=$(DEMO) 'parts=[$(MODALITY)]'
 
 # Hundreds of processes import the same modules: they are compiled once, whatever the environment says.
 test: install  ## run the tests

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from guidance.config import build
 from guidance.hydra import composed
+from guidance.machine import precision
 from guidance.model import Model, assemble
 
 PRESETS: dict[str, list[str]] = {
@@ -63,7 +64,8 @@ def preset(kind: str, *overrides: str, fit: bool = False) -> Preset:
 
 
 def trainer_of(config: dict[str, Any], **settings: Any) -> Any:
-    return build({**config["trainer"], **settings}, "trainer")
+    trainer = build({**config["trainer"], **settings}, "trainer")
+    return replace(trainer, precision=precision(trainer.precision))
 
 
 class Recorded(nn.Module):

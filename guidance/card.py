@@ -18,6 +18,7 @@ import yaml
 from guidance import checkpoint
 from guidance.condition import Label
 from guidance.errors import UserError
+from guidance.machine import AUTO
 from guidance.model import Model
 from guidance.portable import last, portable, said
 
@@ -237,7 +238,7 @@ def training(model: Model) -> str:
     except (KeyError, TypeError, ZeroDivisionError):
         return f"{steps}{seed}."
     precision = (model.config.get("trainer") or {}).get("precision", "no")
-    return f"{steps}{seed}, in {duration(seconds)}{'' if precision == 'no' else f', in {precision}'}; {loss}."
+    return f"{steps}{seed}, in {duration(seconds)}{'' if precision in ('no', AUTO) else f', in {precision}'}; {loss}."
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,10 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
+from guidance.machine import wait_passively
+
 COMMANDS = {
+    "demo": "train three models, measure their guidance, put it on one page: polyguide demo",
     "train": "train a model from a config: polyguide train data=digits out=runs/digits",
     "train-classifier": "train a classifier of noisy data, for guidance: polyguide train-classifier run=runs/digits out=classifier",
     "cost": "what a training would cost, in memory and days: polyguide cost recipe=published/cifar10",
@@ -48,6 +51,7 @@ def _one_line(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 when done, 2 for what the user can mend (said in one line), 130 after Ctrl-C."""
+    wait_passively(os.environ)
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

@@ -5,27 +5,24 @@ takes seconds; `FlopCounterMode` counts their products, and autograd says what i
 """
 
 import math
-import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch import Tensor
 
-from guidance.condition import Condition, Dropout
+from guidance.condition import Condition, Dropout, Label
 from guidance.config import build
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError, one_of
+from guidance.fake import Alive, counter, imagine, shapes_only
 from guidance.guide import CFG
 from guidance.loss import Criterion, Times
-from guidance.modality import Modality
-from guidance.model import PRECISIONS, with_codec
+from guidance.machine import AUTO, autocast, fast_bf16
+from guidance.modality import CountedJudges, Modality, SideTraining
+from guidance.model import with_codec
 from guidance.parameterization import Eps
 from guidance.process import level
 from guidance.sampler import Progress, Sampler, sample
@@ -45,12 +42,8 @@ x 2 x 3e9, twice that with bf16 instructions."""
 SELF_CONDITIONED = 0.5
 """The share of training steps that make a guess of x0 first (`Objective`)."""
 
-FAKE = FakeTensorMode(allow_non_fake_inputs=True)
-"""Tensors that are made while it is entered have shapes and no numbers."""
-
 MOST = 2**24
 """Numbers of noise in the batch that is run, for these are drawn even here; a part of a larger micro-batch stands for all of it."""
-
 
 MANY = 100
 """Steps of a sampler that are taken to see how often it asks."""
@@ -65,7 +58,8 @@ class Cost:
     self-conditioning (its share of the steps), and all of these in ``training``. ``memory``: of training on one device, ``micro_batch``
     samples at a time; ``passing`` is what is alive beside all else at the worst moment of a step. ``sampling``: a sample of the recipe's
     sampler at a guidance scale other than 0 and 1: its ``evaluations`` (of every term, in every step) and FLOPs. ``training``: steps, FLOPs
-    of one, and the days that all take on one device.
+    of one, and the days that all take on one device. ``beside``: TFLOP of what is trained beside the model, by name; ``judges``: of the
+    judge of each attribute. None where that is not known without data.
     """
 
     name: str
@@ -77,10 +71,18 @@ class Cost:
     precision: str
     sampling: Mapping[str, Any]
     training: Mapping[str, Any]
+    beside: Mapping[str, float | None]
+    judges: Mapping[str, float | None]
+
+    @property
+    def training_tflop(self) -> float | None:
+        """Of the whole training, what is trained beside the model included, judges left out; None where a part is not known."""
+        beside = [tflop for tflop in self.beside.values() if tflop is not None]
+        return None if len(beside) < len(self.beside) else self.training["flops"] / 1e12 + sum(beside)
 
     def facts(self) -> dict[str, Any]:
         """As JSON."""
-        return asdict(self)
+        return {**asdict(self), "training_tflop": self.training_tflop}
 
 
 def peak(device: str | float, precision: str) -> float:
@@ -92,6 +94,13 @@ def peak(device: str | float, precision: str) -> float:
     if isinstance(device, bool) or not isinstance(device, int | float) or not 0 < device < float("inf"):
         raise UserError(f"device is one of {', '.join(PEAKS)}, or a number of FLOP/s, got {device!r}")
     return float(device)
+
+
+def precision_on(device: str | float, precision: str) -> str:
+    """What a training's precision becomes on a device: auto is bf16 on the GPUs of PEAKS, and this machine's on cpu or a number."""
+    if precision != AUTO:
+        return precision
+    return "bf16" if (device in PEAKS and device != "cpu") or fast_bf16() else "no"
 
 
 def imagined(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
@@ -119,50 +128,6 @@ def imagined(config: Mapping[str, Any]) -> tuple[Modality, Denoiser]:
     return modality, Denoiser(modality.network, schedule, with_codec(parameterization, modality), self_condition)
 
 
-def imagine(module: nn.Module) -> None:
-    """Parameters and buffers become fake tensors on the CPU, in place; what is shared stays so."""
-    made: dict[Tensor, Tensor] = {}
-    with FAKE:
-        for part in module.modules():
-            for name, old in part._parameters.items():
-                if old is not None:
-                    new = made.setdefault(old, nn.Parameter(torch.empty(old.shape, dtype=old.dtype), requires_grad=old.requires_grad))
-                    part._parameters[name] = cast(nn.Parameter, new)
-            for name, held in part._buffers.items():
-                if held is not None:
-                    part._buffers[name] = made.setdefault(held, torch.empty(held.shape, dtype=held.dtype))
-
-
-@contextmanager
-def shapes_only(what: str) -> Iterator[None]:
-    """Fake tensors inside; UserError where numbers would be needed."""
-    try:
-        with FAKE:
-            yield
-    except UserError:
-        raise
-    except Exception as error:  # of torch's, of many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{what} cannot be run on shapes alone, so that its cost is not found: {reason}") from error
-
-
-def attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Of the fused attention: the scores, and the mean of the values."""
-    return int(sdpa_flop_count(query, key, value))
-
-
-def attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """The scores once more, and the products of their gradients."""
-    return int(sdpa_backward_flop_count(grad, query, key, value))
-
-
-def counter() -> FlopCounterMode:
-    """torch's, which counts the fused attention of GPUs, told of that of the CPU, where fake tensors are."""
-    ops = torch.ops.aten
-    fused, back = ops._scaled_dot_product_flash_attention_for_cpu, ops._scaled_dot_product_flash_attention_for_cpu_backward
-    return FlopCounterMode(display=False, custom_mapping={fused: attention, back: attention_backward})
-
-
 def conditions(modality: Modality, n: int) -> Condition:
     """Of n rows, every attribute present, of the shape that its values have."""
     return Condition.of(**{name: torch.stack([spec.absent()] * n) for name, spec in modality.conditions.items()})
@@ -178,30 +143,6 @@ def raw_batch(modality: Modality, n: int) -> Tensor | None:
         except Exception:  # of another dtype, or no tensor at all
             continue
     return None
-
-
-class Alive(TorchDispatchMode):
-    """The bytes of all tensors that were made while it is entered and still are, and their ``peak``; each storage once."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._held: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage())._cdata not in self._held | given:
-                self._held.add(storage._cdata)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return made
-
-    def _gone(self, number: int, size: int) -> None:
-        self._held.discard(number)
-        self.now -= size
 
 
 @dataclass(frozen=True)
@@ -231,13 +172,12 @@ def step(objective: Objective, modality: Modality, n: int, precision: str) -> St
         weights = {tensor.untyped_storage()._cdata for tensor in objective.state_dict(keep_vars=True).values()}
         raw = raw_batch(modality, n) if objective.codec is not None else torch.zeros(n, *modality.shape)
         assert raw is not None
-        dtype = PRECISIONS[precision]
         with (
             Alive() as alive,
             torch.enable_grad(),
             counter() as forward,
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None),
+            autocast(precision),
         ):
             loss = objective(raw, conditions(modality, n), Place(0, 0, 0, 0, n)).mean()
         size = sum(storage.nbytes() for number, storage in kept.items() if number not in weights)
@@ -308,6 +248,32 @@ def evaluations(denoiser: Denoiser, sampler: Sampler, steps: int, conditional: b
     return found, 2.0 if conditional else 1.0
 
 
+def side_tflop(what: str, training: Callable[[], SideTraining]) -> float | None:
+    """TFLOP of a training beside the model's: its steps, forward and backward. None where that takes data that is not here, or numbers."""
+    try:
+        made = training()
+        imagine(made.module)
+        with shapes_only(what), torch.enable_grad(), counter() as counted:
+            made.loss().backward()
+    except UserError:
+        return None
+    return made.steps * int(counted.get_total_flops()) / 1e12
+
+
+def beside(modality: Modality) -> dict[str, float | None]:
+    """TFLOP of each training that goes on beside the model's."""
+    return {name: side_tflop(f"the {name}", training) for name, training in modality.beside.items()}
+
+
+def judges(modality: Modality) -> dict[str, float | None]:
+    """TFLOP of the judge of each attribute with classes, where the modality's metrics say how judges are trained."""
+    metrics = modality.metrics
+    if not isinstance(metrics, CountedJudges):
+        return {}
+    named = [name for name, spec in modality.conditions.items() if isinstance(spec, Label)]
+    return {name: side_tflop(f"the judge of {name}", partial(metrics.judge_training, modality.data, name)) for name in named}
+
+
 def cost(
     modality: Modality,
     denoiser: Denoiser,
@@ -333,7 +299,8 @@ def cost(
     """
     if isinstance(utilisation, bool) or not isinstance(utilisation, int | float) or not 0 < utilisation <= 1:
         raise UserError(f"utilisation is above 0 and at most 1, got {utilisation!r}")
-    fastest = peak(device, trainer.precision)
+    precision = precision_on(device, trainer.precision)
+    fastest = peak(device, precision)
     modules = modality.modules()
     parts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
     trained = sum(p.numel() for p in modules.parameters() if p.requires_grad)
@@ -343,7 +310,7 @@ def cost(
     objective = Objective(once, codec, loss, times, dropout, modality.conditions).train()
     micro = trainer.batch_size // trainer.accumulate
     n = max(1, min(micro, MOST // math.prod(modality.shape)))
-    taken = step(objective, modality, n, trainer.precision)
+    taken = step(objective, modality, n, precision)
     drawn = evaluation(modality, denoiser)
     forward, backward = taken.forward / n, taken.backward / n
     again = SELF_CONDITIONED * drawn.denoise if denoiser.self_condition else 0.0
@@ -370,7 +337,7 @@ def cost(
         },
         memory={**memory, "total": sum(memory.values())},
         micro_batch=micro,
-        precision=trainer.precision,
+        precision=precision,
         sampling={
             "sampler": type(sampler).__name__,
             "steps": sampling_steps,
@@ -387,71 +354,6 @@ def cost(
             "utilisation": utilisation,
             "days": seconds / 86400,
         },
+        beside=beside(modality),
+        judges=judges(modality),
     )
-
-
-LEFT_OUT = "FLOPs are of convolutions and matrix products; elementwise work, norms, softmax, transforms and the optimizer are left out"
-
-
-def short(number: float, unit: str = "") -> str:
-    """With three digits: 35.7 M, 12.2 GFLOP; FLOPs and bytes in powers of ten."""
-    for factor, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * factor:
-            return f"{digits(number / factor)} {letter}{unit}"
-    return f"{digits(number)} {unit}".strip()
-
-
-def digits(number: float) -> str:
-    """Three of them, and no more before the point than there are."""
-    return f"{number:.0f}" if number >= 99.95 or number == 0 else f"{number:.1f}" if number >= 9.995 else f"{number:.3g}"
-
-
-def table(cost: Cost) -> str:
-    """As people read it."""
-    p, f, m, s, t = cost.parameters, cost.flops, cost.memory, cost.sampling, cost.training
-    device = t["device"] if isinstance(t["device"], str) else "device"
-    parts = ", ".join(f"{name} {short(p[name])}" for name in p if name not in ("total", "trained") and p[name])
-    rows = [
-        ("x0", " x ".join(map(str, cost.shape))),
-        ("parameters", f"{p['total']:,} ({parts}; trained {short(p['trained'])})"),
-        ("one evaluation", f"{short(f['evaluation'], 'FLOP')}, and {short(f['embed'], 'FLOP')} for a condition, once a sampling run"),
-        (
-            "training a sample",
-            f"{short(f['training'], 'FLOP')}: forward {short(f['forward'], 'FLOP')}, backward {short(f['backward'], 'FLOP')}",
-        ),
-        ("a step", f"{short(t['step_flops'], 'FLOP')}, {t['batch_size']} samples"),
-        ("memory", f"{short(m['total'], 'B')}, {cost.micro_batch} samples at a time, precision {cost.precision}"),
-        *((f"  {name}", short(m[name], "B")) for name in m if name != "total"),
-        ("drawing a sample", f"{short(s['flops'], 'FLOP')}: {s['sampler']}, {s['steps']} steps, {digits(s['evaluations'])} evaluations"),
-        ("training", f"{short(t['flops'], 'FLOP')}: {t['steps']:,} steps"),
-        (f"{device}-days", f"{digits(t['days'])} at {digits(100 * t['utilisation'])} % of {short(t['peak'], 'FLOP/s')}"),
-    ]
-    if f["again"]:
-        rows[3] = (rows[3][0], f"{rows[3][1]}, first guesses {short(f['again'], 'FLOP')} ({SELF_CONDITIONED:g} of the steps)")
-    width = max(len(name) for name, _ in rows)
-    return "".join(f"{name:{width}}  {what}\n" for name, what in rows) + LEFT_OUT + "\n"
-
-
-COLUMNS = (
-    *("recipe", "parameters", "an evaluation", "training a sample", "a step", "weights, gradients, moments, average"),
-    *("activations", "passing", "a sample drawn", "training", "days"),
-)
-
-
-def row(cost: Cost) -> str:
-    """As a line of a Markdown table of COLUMNS."""
-    f, m, s, t = cost.flops, cost.memory, cost.sampling, cost.training
-    cells = [
-        f"`{cost.name}`",
-        short(cost.parameters["total"]),
-        short(f["evaluation"], "FLOP"),
-        short(f["training"], "FLOP"),
-        f"{short(t['step_flops'], 'FLOP')} ({t['batch_size']})",
-        short(m["total"] - m["activations"] - m["passing"], "B"),
-        f"{short(m['activations'], 'B')} ({cost.micro_batch})",
-        short(m["passing"], "B"),
-        f"{short(s['flops'], 'FLOP')} ({s['steps']})",
-        f"{short(t['flops'], 'FLOP')} ({t['steps']:,})",
-        digits(t["days"]),
-    ]
-    return f"| {' | '.join(cells)} |"

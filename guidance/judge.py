@@ -14,14 +14,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from guidance import machine
+from guidance.bar import working
 from guidance.cache import cache as own_cache
 from guidance.checkpoint import fill, write_atomically
 from guidance.condition import Condition, Label
 from guidance.errors import UserError
-from guidance.modality import Data, Split
+from guidance.modality import Data, SideTraining, Split
 from guidance.split import pick
 
 MOST = 10_000  # items of a split that judging looks at
+SOON = 2.0  # seconds within which a judge is trained without a bar
 
 
 def read(split: Split, attribute: str | None = None, most: int = MOST, chunk: int = 512) -> tuple[list[Any], Tensor, Condition]:
@@ -74,16 +77,30 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
         return make()
 
 
-class TrainedJudge:
-    """A judge with its held-out accuracy. ``network`` gives (features, logits) of what ``prepare`` makes of decoded data."""
+def judging_precision() -> str:
+    """What judges, and other models that measure, are trained and run in: auto's, on the CPU; "no" where that is fp16, which CPUs do not
+    train in."""
+    found = machine.auto()
+    return "no" if found == "fp16" else found
 
-    def __init__(self, network: nn.Module, prepare: Callable[[Any], Tensor], accuracy: float):
-        self.network, self.prepare, self.accuracy = network, prepare, accuracy
+
+def in_precision(version: str, precision: str) -> str:
+    """A version for `fingerprint` of a model that is trained in a precision: fp32 is what a version says by itself."""
+    return version if precision == "no" else f"{version}-{precision}"
+
+
+class TrainedJudge:
+    """A judge with its held-out accuracy. ``network`` gives (features, logits) of what ``prepare`` makes of decoded data; ``precision`` is
+    the one that it runs in (`guidance.machine`)."""
+
+    def __init__(self, network: nn.Module, prepare: Callable[[Any], Tensor], accuracy: float, precision: str = "no"):
+        self.network, self.prepare, self.accuracy, self.precision = network, prepare, accuracy, precision
 
     @torch.no_grad()
     def __call__(self, decoded: Any) -> tuple[Float[Tensor, "n f"], Float[Tensor, "n classes"]]:
-        outputs = [self.network(self.prepare(decoded[k : k + 512])) for k in range(0, len(decoded), 512)]
-        return torch.cat([f for f, _ in outputs]), torch.cat([logits for _, logits in outputs])
+        with machine.autocast(self.precision):
+            outputs = [self.network(self.prepare(decoded[k : k + 512])) for k in range(0, len(decoded), 512)]
+        return torch.cat([f.float() for f, _ in outputs]), torch.cat([logits.float() for _, logits in outputs])
 
 
 def train_judge(
@@ -99,7 +116,8 @@ def train_judge(
     batch: int = 128,
     lr: float = 2e-3,
 ) -> TrainedJudge:
-    """The judge from the cache, or trained with cross-entropy and cached. The same data gives the same judge.
+    """The judge from the cache, or trained with cross-entropy and cached, in auto's precision (`guidance.machine`). The same data gives the
+    same judge in the same precision.
 
     Args:
         network: (features, logits) of a batch of inputs; `seeded` makes its first weights.
@@ -107,13 +125,14 @@ def train_judge(
         version: of the judge, to be changed with its network or its training; it names modality and judge, such as "image-1".
     """
     cache = cache or own_cache() / "judges"
-    name = fingerprint(data, attribute, version)
+    precision = judging_precision()
+    name = fingerprint(data, attribute, in_precision(version, precision))
     weights, facts = cache / f"{name}.safetensors", cache / f"{name}.json"
     if facts.is_file():
         try:
             accuracy = float(json.loads(facts.read_text())["accuracy"])
             fill(network, weights)
-            return TrainedJudge(network.eval(), prepare, accuracy)
+            return TrainedJudge(network.eval(), prepare, accuracy, precision)
         except (UserError, ValueError, KeyError):
             pass  # a file cut short, or of another version: train anew
     raw, label, _ = read(data.train, attribute)
@@ -121,17 +140,19 @@ def train_judge(
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
     network.train()
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with working(f"judge of {attribute}", steps, delay=SOON) as task, torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         for step in range(steps):
             rows = torch.randint(len(label), (batch,), generator=generator)
-            _, logits = network(augment(inputs[rows], generator))
+            with machine.autocast(precision):
+                _, logits = network(augment(inputs[rows], generator))
             optimizer.zero_grad()
-            nn.functional.cross_entropy(logits, label[rows]).backward()
+            nn.functional.cross_entropy(logits.float(), label[rows]).backward()
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1, (step + 1) / 50) * (1 - step / steps)
             optimizer.step()
-    judge = TrainedJudge(network.eval(), prepare, 0.0)
+            task.advance()
+    judge = TrainedJudge(network.eval(), prepare, 0.0, precision)
     raw, label, _ = read(data.test, attribute)
     hits = [judge(part)[1].argmax(-1) for part in raw]
     judge.accuracy = (torch.cat(hits) == label).float().mean().item()
@@ -141,3 +162,18 @@ def train_judge(
     write_atomically(weights, save(network.state_dict()))
     write_atomically(facts, json.dumps({"accuracy": judge.accuracy, "attribute": attribute, "data": data.name}).encode())
     return judge
+
+
+def judge_training(network: nn.Module, inputs: Callable[[int], Tensor], *, steps: int = 600, batch: int = 128) -> SideTraining:
+    """What `train_judge` takes with these settings, for `polyguide cost`.
+
+    Args:
+        network: as for `train_judge`.
+        inputs: n of the network's inputs, zeros of their shape.
+    """
+
+    def loss() -> Tensor:
+        _, logits = network(inputs(batch))
+        return nn.functional.cross_entropy(logits, torch.zeros(batch, dtype=torch.long))
+
+    return SideTraining(network.train(), steps, loss)

@@ -85,10 +85,22 @@ def diversity(features: Float[Tensor, "n f"], label: Int[Tensor, "n"]) -> float:
     return float(torch.stack(distances).mean()) if distances else float("nan")
 
 
+FEW = 8
+"""Of the others, those that a product of matrices finds nearest, so that the nearest is among them whatever the product rounds."""
+
+
 def nearest(points: Float[Tensor, "n d"], among: Float[Tensor, "m d"], chunk: int = 1024) -> Float[Tensor, "n"]:
-    """The Euclidean distance of each point to the nearest of the others."""
-    exact = "donot_use_mm_for_euclid_dist"  # products of matrices do not give 0 for a copy
-    return torch.cat([torch.cdist(part, among, compute_mode=exact).min(1).values for part in torch.split(points, chunk)])
+    """The Euclidean distance of each point to the nearest of the others.
+
+    Which are near is found by |b|^2 - 2 a b, a product of matrices; how far they are by differences, for rounded products do not give 0
+    for a copy.
+    """
+    size, found = among.square().sum(1), []
+    for part in torch.split(points, chunk):
+        index = (size - 2 * part @ among.T).topk(min(FEW, len(among)), dim=1, largest=False).indices
+        distances = [(part - among[column]).norm(dim=1) for column in index.unbind(1)]
+        found.append(torch.stack(distances).amin(0))
+    return torch.cat(found) if found else points.new_zeros(0)
 
 
 def copy_distance(train: Float[Tensor, "m d"], held_out: Float[Tensor, "h d"], q: float = 0.01) -> Float[Tensor, ""]:

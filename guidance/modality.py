@@ -5,7 +5,7 @@ every plug-in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -154,6 +154,28 @@ class Metrics(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class SideTraining:
+    """What is trained beside a model (a judge, a language model that measures), so that its cost can be counted before it is paid.
+
+    ``steps`` steps, each the gradients of ``loss()``, which runs ``module`` on a batch of zeros that it makes itself. Whoever counts makes
+    the module's weights fake (shapes, no numbers) first, so nothing may look at a number.
+    """
+
+    module: nn.Module
+    steps: int
+    loss: Callable[[], Float[Tensor, ""]]
+
+
+@runtime_checkable
+class CountedJudges(Protocol):
+    """What `Metrics` may say besides: what it takes to train a judge, which `polyguide cost` counts."""
+
+    def judge_training(self, data: Data, attribute: str) -> SideTraining:
+        """As `Metrics.judge` would train it; see `guidance.judge.judge_training`."""
+        ...
+
+
 @runtime_checkable
 class Render(Protocol):
     """How samples of a modality are shown and written."""
@@ -203,6 +225,8 @@ class Modality:
     """What a run keeps beside its config, by file name (a vocabulary); its config refers to one as "run:NAME"."""
     pinned: Callable[[], Mapping[str, Mapping[str, Any]]] | None = None
     """As `Data.pinned`, for other sections of the config: section -> settings that were found when the model was made."""
+    beside: Mapping[str, Callable[[], SideTraining]] = field(default_factory=dict)
+    """What is trained beside the model before it can be trained or measured (a language model), by name; `polyguide cost` counts it."""
 
     def modules(self) -> nn.ModuleDict:
         """All that is trained and stored."""

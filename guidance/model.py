@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from guidance import checkpoint, proper
+from guidance import checkpoint, machine, proper
 from guidance.condition import Condition
 from guidance.config import build, leaves
 from guidance.denoiser import Denoiser
@@ -26,7 +26,6 @@ from guidance.schedule import Schedule
 PARTS = ("modality", "data", "network", "schedule", "parameterization")
 """What of a config makes a model."""
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 SAMPLER = {"_target_": "guidance.sampler.DPMSolver", "steps": 25}
 """Where a run's config does not name a sampler."""
@@ -73,7 +72,7 @@ def load(
     average: bool = True,
     device: torch.device | str = "cpu",
     settings: Mapping[str, Any] | None = None,
-    precision: str = "no",
+    precision: str = "auto",
     revision: str | None = None,
 ) -> "Model":
     """The model of a run folder, of a folder that `Model.save_pretrained` made, or of the Hugging Face hub.
@@ -84,7 +83,8 @@ def load(
         step: of the checkpoint to take; the newest by default.
         average: the moving average of the weights, or the weights themselves.
         settings: of its config, by dotted name, to be changed for this use, such as {"parameterization.temperature": 0.8}.
-        precision: of the network when it samples: "no" (float32), "bf16" or "fp16".
+        precision: of the network when it samples: auto (`guidance.machine`: bf16 where the device does it fast, else "no"), "no" (float32),
+            "bf16" or "fp16".
         revision: of a model on the hub: a branch, a tag or a commit.
 
     Raises: UserError where the run is missing, cut short, or does not fit its config; where the hub does not answer, or has no such model.
@@ -92,8 +92,7 @@ def load(
     """
     from guidance import hub
 
-    if precision not in PRECISIONS:
-        raise one_of("precision", precision, list(PRECISIONS))
+    machine.check_precision(precision)
     source, run = str(run), hub.located(run, revision)
     config = checkpoint.read_config(run)
     if "classifier" in config:
@@ -115,7 +114,7 @@ def load(
     modules = modality.modules()
     checkpoint.fill(modules, weights)
     modules.eval().to(device)
-    main = replace(denoiser, precision=PRECISIONS[precision])
+    main = replace(denoiser, precision=machine.dtype_of(machine.precision(precision, device)))
     return Model(modality, {"main": main}, config, run, step, average, source, proper.read(run))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 from guidance.errors import UserError
 
@@ -44,25 +45,28 @@ def launched() -> Iterator[None]:
         raise
 
 
-def first_alone(action: Callable[[], None]) -> None:
-    """The first process acts, while the others wait; they end without a word where it is refused."""
+T = TypeVar("T")
+
+
+def first_alone(action: Callable[[], T]) -> T:
+    """The first process acts, while the others wait; what it found is given to all. They end without a word where it is refused."""
     if world() == 1:
-        action()
-        return
+        return action()
     import torch.distributed as dist
 
     dist.init_process_group("gloo", timeout=timedelta(days=1))
-    went_well = [False]
+    found: list[Any] = [False, None]
     try:
         if rank() == 0:
-            action()
-            went_well = [True]
+            found = [True, action()]
     finally:
-        dist.broadcast_object_list(went_well, src=0)
+        dist.broadcast_object_list(found, src=0)
         dist.barrier()
         dist.destroy_process_group()  # torchmetrics would gather over a group that is there, and mix what each process measures
-    if not went_well[0]:
+    if not found[0]:
         raise SystemExit(2)
+    result: T = found[1]
+    return result
 
 
 @contextmanager

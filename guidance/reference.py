@@ -30,7 +30,7 @@ class Checkpoint:
         run = self.run if self.run is not None else model.run
         if run is None:
             raise UserError("the reference is a checkpoint of the guided model's run, and the model was not loaded from one: give its run")
-        other = load(run, step=self.step, average=self.average, device=model.device)
+        other = load(run, step=self.step, average=self.average, device=model.device, precision="no")
         if other.run == model.run and (other.step, other.average) == (model.step, model.average):
             raise UserError(f"the reference is the guided model itself ({run}): give an earlier step, average=false, or another run")
         check_alike(model, other, f"the reference {run}")

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from guidance.bar import each
 from guidance.condition import Condition
 from guidance.errors import UserError
 from guidance.modality import Blocks
@@ -46,12 +47,10 @@ class Seen:
 
 def looked(paths: Sequence[Path], sources: Sequence[str], kinds: Sequence[str], what: str) -> Seen:
     """The shards, each indexed. Sample after sample, the first source says the class."""
-    from tqdm import tqdm
-
     stamps, usable, held, said = [], [], [], []
     counts, lacking = Counter[str](), 0
     names: dict[str, set[str]] = {source: set() for source in sources}
-    for path in tqdm(paths, desc="indexing shards", unit="shard", disable=len(paths) < 20, leave=False):
+    for path in each(paths, "indexing shards", "shard", least=20):
         of = index(path, sources)
         columns = [k for k, extension in enumerate(of.extensions) if extension in kinds]
         there = np.any(of.members[:, columns, 1] >= 0, axis=1)

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from guidance import checkpoint, shards
-from guidance.bar import pace
+from guidance import checkpoint, machine, shards
+from guidance.bar import working
 from guidance.condition import Condition, ConditionSpec, Dropout, reveal
 from guidance.denoiser import Denoiser
 from guidance.errors import UserError
@@ -145,16 +145,18 @@ def train(
     beyond rounding. ``resume`` goes on from the newest checkpoint, where there is one. ``preview(averaged modules, step)`` is called
     every ``trainer.sample_every`` steps.
 
-    Raises: UserError when the loss is no longer finite (the last good checkpoint stays), or another process of the launch has ended;
+    Raises: UserError for a precision that the device does not train in; when the loss is no longer finite (the last good checkpoint stays),
+    or another process of the launch has ended;
     Interrupted after Ctrl-C, of several processes in the first, while the others exit.
     """
     from accelerate.accelerator import Accelerator
-    from accelerate.state import AcceleratorState
-    from tqdm import tqdm
+    from accelerate.state import AcceleratorState, PartialState
 
+    place: Any = PartialState(cpu=on_cpus())
+    chosen = machine.precision(trainer.precision, place.device, what="trainer.precision", training=True)
     accelerator: Any = Accelerator(
         cpu=on_cpus(),
-        mixed_precision=trainer.precision,
+        mixed_precision=chosen,
         gradient_accumulation_steps=trainer.accumulate,
         log_with=list(trainer.trackers) or None,
         project_dir=run,
@@ -198,7 +200,7 @@ def train(
         worker_errors(run),
         trackers(accelerator, trainer, run, seed),
         torch.random.fork_rng(devices=[device] if on_gpu else []),
-        tqdm(total=trainer.steps, initial=start, desc="train", unit="step", mininterval=pace(), disable=not (progress and main)) as bar,
+        working("train", trainer.steps, done=start, stays=True, silent=not (progress and main)) as bar,
     ):
         for step in range(start, trainer.steps):
             for group in optimizer.param_groups:
@@ -240,9 +242,9 @@ def train(
                     log.write(step=done, **values)
                 if trainer.trackers:
                     accelerator.log(values, step=done)
-                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                bar.note(f"loss={mean:.4f}")
                 total, counted, since = torch.zeros_like(total), 0, now
-            bar.update()
+            bar.advance()
             if saving:
                 if parts is not None:
                     parts.write(run, optimizer, {"step": done, "seed": seed, "items": len(split)}, trainer.keep, main)

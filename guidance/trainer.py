@@ -8,8 +8,8 @@ import torch
 
 from guidance.config import fits
 from guidance.errors import UserError, one_of
+from guidance.machine import check_precision
 
-PRECISIONS = ("no", "bf16", "fp16")
 DECAYS = ("constant", "linear", "cosine")
 TRACKERS = ("tensorboard", "wandb")
 
@@ -21,7 +21,8 @@ class Trainer:
     ``batch_size`` is what an optimizer step sees, over all processes and ``accumulate`` micro-batches. ``average`` is the decay of the
     moving average of the weights, reached gradually: min(average, (1 + step) / (10 + step)). The learning rate warms up linearly and
     then is constant or falls to 0 at the last step. ``save_every`` and ``sample_every`` count steps; 0 is only at the end,
-    and never. ``keep`` checkpoints are kept.
+    and never. ``keep`` checkpoints are kept. ``precision`` is auto (`guidance.machine`: bf16 where the device does it fast, else "no"), "no"
+    (fp32), bf16 or fp16.
     """
 
     steps: int = 1000
@@ -34,7 +35,7 @@ class Trainer:
     clip: float = 1.0
     accumulate: int = 1
     average: float = 0.999
-    precision: str = "no"
+    precision: str = "auto"
     compile: bool = False
     log_every: int = 50
     save_every: int = 500
@@ -59,9 +60,9 @@ class Trainer:
         betas = list(self.betas) if isinstance(self.betas, Sequence) else self.betas
         if not fits(betas, tuple[float, float]) or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"trainer.betas is two numbers, at least 0 and below 1, got {self.betas!r}")
-        for what, value, known in (("precision", self.precision, PRECISIONS), ("decay", self.decay, DECAYS)):
-            if value not in known:
-                raise one_of(f"trainer.{what}", value, known)
+        check_precision(self.precision, "trainer.precision")
+        if self.decay not in DECAYS:
+            raise one_of("trainer.decay", self.decay, DECAYS)
         for tracker in self.trackers:
             if tracker not in TRACKERS:
                 raise one_of("tracker", tracker, TRACKERS)

@@ -113,6 +113,11 @@ def cheap(arguments: Sequence[str]) -> list[str]:
             changes = [*TINY.get(modality, []), "trainer.batch_size=4"]
         if steps := value(given, "trainer.steps", "" if going_on else "2000"):
             changes.append(f"trainer.steps={-(-int(steps) // STEPS)}")
+    elif command == "demo":
+        steps = ["data=digits", *TINY["image"], "trainer.batch_size=4", "trainer.steps=2"]
+        few = ["n=20", "sampler.steps=1"]
+        each = ",".join(f"{name}:{json.dumps([*few, *TINY_EXPERIMENT[name]])}" for name in ("tradeoff", "inverse"))
+        return [command, *given, f"each.image.train={json.dumps(steps)}", f"each.image.experiments={{{each}}}"]
     elif command == "cost":
         changes = ["sampler.steps=2"]
     elif command == "train-classifier":

@@ -444,11 +444,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def without_a_synthesizer(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Notes whose first samples are what they were asked to be."""
 
-    def note(font: Path, *asked: float) -> np.ndarray:
+    def note(synth: None, *asked: float) -> np.ndarray:
         return np.array([*map(int, asked), *[0] * (notes.LENGTH - len(asked))], np.int16)
 
     monkeypatch.setattr(notes, "render", note)
     monkeypatch.setattr(notes, "sound_font", lambda: Path("font"))
+    monkeypatch.setattr(notes, "synthesizer", lambda font: None)
 
 
 def test_notes_are_labelled_with_what_was_rendered_and_whole_pairs_are_held_out(
@@ -511,15 +512,21 @@ def font() -> Path:
 
 
 def test_a_note_is_rendered_the_same_again_and_differs_from_take_to_take(font: Path):
-    once, other = (notes.render(font, 24, 64, 80, -28.0, seed) for seed in (7, 8))
+    synth = notes.synthesizer(font)
+    once, other = (notes.render(synth, 24, 64, 80, -28.0, seed) for seed in (7, 8))
     assert once.dtype == np.int16 and once.shape == (4096,)
-    assert notes.render(font, 24, 64, 80, -28.0, 7).tobytes() == once.tobytes() and not np.array_equal(once, other)
+    assert notes.render(synth, 24, 64, 80, -28.0, 7).tobytes() == once.tobytes() and not np.array_equal(once, other)
+    for program in (20, 56, 40):  # that sound on
+        notes.render(synth, program, 70, 115, -20.0, 3)
+    new = notes.synthesizer(font)
+    assert notes.render(synth, 24, 64, 80, -28.0, 7).tobytes() == notes.render(new, 24, 64, 80, -28.0, 7).tobytes(), "of no note before"
 
 
 def test_notes_sound_at_their_pitch_and_loudness(font: Path):
     program = list(INSTRUMENTS.values())
     asked = [(i, note, level) for i in range(8) for note in (57, 63, 70, 76) for level in (-36.0, -20.0)]
-    made = np.stack([notes.render(font, program[i], note, 80, level, k) for k, (i, note, level) in enumerate(asked)]) / 32768
+    synth = notes.synthesizer(font)
+    made = np.stack([notes.render(synth, program[i], note, 80, level, k) for k, (i, note, level) in enumerate(asked)]) / 32768
     loudness = 10 * np.log10(np.square(made).mean(1))
     assert np.abs(loudness - [level for _, _, level in asked]).max() < 1.1, "up to 1 dB, and what a late onset cuts off"
     found = pitch(torch.from_numpy(made).float(), 8000, 147, 1046)

@@ -35,7 +35,7 @@ def as_for_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["polyguide"])
         patch.setenv("POLYGUIDE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("modalities.image.metrics.train_judge", partial(guidance.judge.train_judge, steps=40))
+        patch.setattr("modalities.image.metrics.LENGTH", {"steps": 40, "batch": 128})
         jaxtyping.config.update("jaxtyping_disable", True)
         yield
         jaxtyping.config.update("jaxtyping_disable", False)

@@ -14,14 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guidance import DDIM, Condition, Cosine, Denoiser, Heun, Langevin, Objective, Trainer, UserError, V, stubs
+from guidance import DDIM, Condition, Cosine, Denoiser, Heun, Label, Langevin, Objective, Trainer, UserError, V, stubs
 from guidance.cli import run
 from guidance.codec import Standardized
 from guidance.commands import costing
 from guidance.config import build, config_folder
-from guidance.cost import FAKE, PEAKS, SELF_CONDITIONED, Cost, cost, counter, evaluations, imagine, imagined, row, short, step
+from guidance.cost import PEAKS, SELF_CONDITIONED, Cost, beside, cost, evaluations, imagined, judges, step
+from guidance.cost_table import row, short, table
+from guidance.fake import FAKE, counter, imagine
 from guidance.hydra import composed
 from guidance.model import assemble
+from guidance.split import InMemory
 from guidance.train import Place
 from modalities.image.network import ResBlock, UNet
 
@@ -282,6 +285,102 @@ def test_short_numbers():
     ]
 
 
+# What is trained beside a model
+
+
+def convolutions(*layers: tuple[int, int, int]) -> int:
+    """Multiplications, twice, of 3 x 3 convolutions: (positions, channels in, channels out) each."""
+    return sum(2 * positions * 9 * inputs * outputs for positions, inputs, outputs in layers)
+
+
+def test_a_judge_of_digits_is_counted_by_hand():
+    """Three convolutions on 8 x 8, 4 x 4 and 2 x 2 pixels, two linear layers; backward twice, but for the gradient of what comes in."""
+    classes, head = 10, 64
+    first, rest = convolutions((64, 1, 32)), convolutions((16, 32, 64), (4, 64, 64)) + 2 * (1024 * head + head * classes)
+    said = of(composed("cost", ["data=digits"])).judges["digit"]
+    assert said == pytest.approx(600 * 128 * (2 * first + 3 * rest) / 1e12, rel=0.01)
+
+
+def test_a_judge_is_counted_as_it_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Every product of a real, short, training of each modality's judge, counted by torch."""
+    from modalities.audio import metrics as audio
+    from modalities.text import metrics as text
+
+    monkeypatch.setenv("POLYGUIDE_CACHE", str(tmp_path))
+    for module, length in ((audio, {"steps": 3, "batch": 2}), (text, {"steps": 2, "batch": 3})):
+        monkeypatch.setattr(module, "LENGTH", length)
+    for metrics, data, attribute in ((audio.AudioMetrics(8000, {}), Beeps(), "kind"), (text.TextMetrics(few(), 1), few(), "kind")):
+        said = metrics.judge_training(data, attribute)  # type: ignore[arg-type]
+        with counter() as counted:
+            said.loss().backward()
+        with counter() as real:
+            metrics.judge(data, attribute)  # type: ignore[arg-type]
+        held_out = real.get_total_flops() - said.steps * counted.get_total_flops()
+        assert 0 < held_out < counted.get_total_flops(), "what is left is a look at held-out items"
+
+
+class Beeps:
+    """Two loud and two soft sounds, held out again."""
+
+    name, shape = "beeps", (800,)
+    conditions = {"kind": Label(("soft", "loud"))}  # noqa: RUF012
+    wave = torch.linspace(0, 300, 800).sin() * torch.tensor([[0.1], [0.9], [0.2], [0.8]])
+    train = test = InMemory(wave, Condition.of(kind=torch.tensor([0, 1, 0, 1])))
+
+
+def few() -> Any:
+    from modalities.text.data import Sentence, TextData
+
+    class Few(TextData):
+        name = "few"
+
+        def read(self) -> Any:
+            told = [Sentence(f"a {word} one", {"kind": kind}) for word, kind in (("red", "x"), ("blue", "y"))]
+            return told * 4, told
+
+    return Few(length=6)
+
+
+def products(size: int, total: int, width: int, layers: int, places: int, begun: int) -> float:
+    """A causal Transformer's, of one text of ``places``, of which ``begun`` are its prefix: a block's four matrices, of 12 width^2 numbers,
+    the two products of attention over all places, and the readout. Dropout of attention weights: no fused form. Backward twice that."""
+    blocks = layers * (2 * places * 12 * width**2 + 4 * places**2 * width)
+    return 3 * (blocks + 2 * places * width * total)
+
+
+def test_a_language_model_is_its_closed_form(monkeypatch: pytest.MonkeyPatch):
+    data = few()
+    monkeypatch.setattr(type(data), "train", property(lambda self: range(4083)))  # so many texts
+    from modalities.text.language import language_training
+
+    training = language_training(data, epochs=8)
+    assert training.steps == 8 * 4083 // 64
+    model: Any = training.module
+    size, total = model.size, model.model.config.vocab_size
+    imagine(model)
+    with FAKE, counter() as counted:
+        training.loss().backward()
+    expected = 64 * products(size, total, 192, 4, 2 + 6, 2)
+    assert counted.get_total_flops() == pytest.approx(expected, rel=0.03)
+
+
+def test_the_whole_training_is_its_parts(monkeypatch: pytest.MonkeyPatch):
+    """Data that is assumed does not say how many texts there are: the whole is not known then, and that is said."""
+    config = settings("text")
+    unknown = of(config)
+    assert unknown.beside == {"language model": None} and unknown.training_tflop is None and "language model  not known" in table(unknown)
+    monkeypatch.setattr("modalities.text.data.TextData.train", property(lambda self: range(640)))
+    known = of(config)
+    model = known.beside["language model"]
+    assert model is not None and known.training_tflop == known.training["flops"] / 1e12 + model
+    assert set(known.judges) == {"topic"} and costing.training_tflop(config) == known.training_tflop
+
+
+def test_metrics_need_not_say_what_judges_take():
+    modality = replace(pair(4), codec=nn.Identity())
+    assert beside(modality) == {} and judges(modality) == {}
+
+
 # The command
 
 
@@ -296,6 +395,8 @@ def test_the_command_says_it_and_writes_it(tmp_path: Path, capsys: pytest.Captur
     said, held = capsys.readouterr().out, json.loads((tmp_path / "cost.json").read_text())
     assert "603,329" in said and held["parameters"]["total"] == 603329
     assert held == json.loads(json.dumps(of(composed("cost", ["data=digits", "device=cpu"])).facts()))
+    assert run(["cost", "data=digits", "device=cpu", "json=true"]) == 0
+    assert json.loads(capsys.readouterr().out) == held and held["training_tflop"] == held["training"]["flops"] / 1e12
     assert run(["cost", "data=digits", "out=cost.json", "device=a100", "overwrite=true"]) == 0
     assert json.loads((tmp_path / "cost.json").read_text())["training"]["device"] == "a100"
     assert [path.name for path in tmp_path.iterdir()] == ["cost.json"]
@@ -313,6 +414,8 @@ HUB = ["data=image_hub", "data.dataset=someone/some-images"]
         (["data=digits", "utilisation=0"], "utilisation is above 0"),
         (["data=digits", "utilisation=half"], "utilisation is above 0"),
         (["data=digits", "row=3"], "row is true or false"),
+        (["data=digits", "json=yes"], "json is true or false"),
+        (["data=digits", "json=true", "row=true"], "exclude each other"),
         (["data=digits", "out=no/such/folder/cost.json"], "its folder is not there"),
         (["data=digits", "sampler=feynman_kac", "sampler.particles=0"], "particles"),
         (["data=digits", "+assumed.data=3"], "assumed.data"),

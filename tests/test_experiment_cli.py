@@ -4,7 +4,6 @@ import csv
 import errno
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr("sys.argv", ["polyguide"])
         patch.setenv("POLYGUIDE_CACHE", str(folder / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr("modalities.image.metrics.train_judge", partial(guidance.judge.train_judge, steps=5))
+        patch.setattr("modalities.image.metrics.LENGTH", {"steps": 5, "batch": 128})
         # Hydra composes a config twice, the first time to see whether it says hydra.mode=MULTIRUN. None of these does.
         patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
         patch.setattr("guidance.estimate.statistic.__defaults__", (2,))  # a jackknife of two groups

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,7 +52,7 @@ def as_for_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["polyguide"])
         patch.setenv("POLYGUIDE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("modalities.image.metrics.train_judge", partial(guidance.judge.train_judge, steps=40))
+        patch.setattr("modalities.image.metrics.LENGTH", {"steps": 40, "batch": 128})
         patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)  # no config is composed twice
         jaxtyping.config.update("jaxtyping_disable", True)
         yield

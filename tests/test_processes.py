@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def as_for_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["polyguide"])
         patch.setenv("POLYGUIDE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("modalities.image.metrics.train_judge", partial(guidance.judge.train_judge, steps=40))
+        patch.setattr("modalities.image.metrics.LENGTH", {"steps": 40, "batch": 128})
         jaxtyping.config.update("jaxtyping_disable", True)
         yield
         jaxtyping.config.update("jaxtyping_disable", False)

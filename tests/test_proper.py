@@ -6,7 +6,6 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -447,7 +446,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POLYGUIDE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("sys.argv", ["polyguide"])
-    monkeypatch.setattr("modalities.image.metrics.train_judge", partial(guidance.judge.train_judge, steps=5))
+    monkeypatch.setattr("modalities.image.metrics.LENGTH", {"steps": 5, "batch": 128})
     cheaply(monkeypatch)
     monkeypatch.setattr("guidance.experiment.figures.write", sketched)
     monkeypatch.setattr("guidance.plots.quality_curves", lambda rows, real, path: None)

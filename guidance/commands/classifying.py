@@ -13,7 +13,7 @@ from guidance import checkpoint, hub
 from guidance.classifier import ACCURACY, SECTION, Classifier, Classifying, NoisyClassifier, features_of, held_out
 from guidance.commands.output import RUN_FILES, vacant
 from guidance.commands.settings import flag, folder, threads, whole_number
-from guidance.commands.training import as_written, beginning, resumed, trainer_of
+from guidance.commands.training import as_written, beginning, resumed, settled, trainer_of
 from guidance.condition import Label
 from guidance.config import build
 from guidance.errors import UserError, one_of
@@ -52,7 +52,7 @@ def train_classifier(config: dict[str, Any], overrides: Sequence[str]) -> None:
         modality, denoiser = assemble(checkpoint.located(made, out))
     else:
         vacant(out, overwrite, RUN_FILES, resumable=True)
-        model = load(config["run"] if hub.named(config["run"]) else folder(config, "run"))
+        model = load(config["run"] if hub.named(config["run"]) else folder(config, "run"), precision="no")  # the trainer has its own
         modality, denoiser = model.modality, model.denoisers["main"]
         made = described(model, own)
     classes = made[SECTION]["attributes"]
@@ -67,7 +67,8 @@ def train_classifier(config: dict[str, Any], overrides: Sequence[str]) -> None:
     with torch.no_grad():
         item = modality.codec.encode(split.__getitems__([0])[0])
     objective.settle(item)
-    place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
+    place: Any = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
+    made, trainer = settled(made, trainer, place.device, out if going_on else None)
     if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and (out / ACCURACY).is_file():
         with alone(out) if place.is_main_process else nullcontext():  # whoever trains it still is not done
             print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")

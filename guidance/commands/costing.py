@@ -23,21 +23,30 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PIP_NO_INDEX": "1
 
 def cost(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide cost"""
-    from guidance.cost import row, table
+    from guidance.cost_table import row, table
 
-    one_row, recipe = flag(config, "row"), chosen(overrides)
+    one_row, as_json, recipe = flag(config, "row"), flag(config, "json"), chosen(overrides)
+    if one_row and as_json:
+        raise UserError("row=true and json=true exclude each other; give one of them")
     out = None if config["out"] is None else folder(config, "out")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"out={out}: that is a folder, or its folder is not there; name a file, such as out=cost.json")
     if out is not None and out.exists() and not flag(config, "overwrite"):
         raise UserError(f"out={out} is there already; pass overwrite=true, or another out=")
     made = found(with_facts(with_facts(config, shipped(recipe)), config["assumed"] or {}), recipe)
-    print(f"{row(made)}\n" if one_row else table(made), end="", flush=True)
+    facts = json.dumps(made.facts(), indent=2) + "\n"
+    print(facts if as_json else f"{row(made)}\n" if one_row else table(made), end="", flush=True)
     if out is not None:
         try:
-            checkpoint.write_atomically(out, (json.dumps(made.facts(), indent=2) + "\n").encode())
+            checkpoint.write_atomically(out, facts.encode())
         except OSError as error:
             raise UserError(f"out={out} cannot be written: {error.strerror}") from None
+
+
+def training_tflop(config: Mapping[str, Any]) -> float | None:
+    """TFLOP of the training that a composed config of `polyguide train` describes, with what is trained beside the model (a language model)
+    and without judges. None where data that says how long a part takes is not here."""
+    return found({"device": "h100", "utilisation": 0.4, **config}).training_tflop
 
 
 def found(config: Mapping[str, Any], recipe: str = "") -> "Cost":
@@ -59,11 +68,11 @@ def found(config: Mapping[str, Any], recipe: str = "") -> "Cost":
                 "the data is not here, and nothing is downloaded to say what a model costs; give what reading it would tell, e.g. "
                 "+assumed.data.classes.label=10 (docs/scaling.md)"
             ) from None
-    parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
-    parts["loss"] = with_codec(parts["loss"], modality)
-    parts["dropout"].check(list(modality.conditions))
-    place = {"name": recipe or modality.data.name, "device": config["device"], "utilisation": config["utilisation"]}
-    return of(modality, denoiser, trainer, sampler, steps, **parts, **place)
+        parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
+        parts["loss"] = with_codec(parts["loss"], modality)
+        parts["dropout"].check(list(modality.conditions))
+        place = {"name": recipe or modality.data.name, "device": config["device"], "utilisation": config["utilisation"]}
+        return of(modality, denoiser, trainer, sampler, steps, **parts, **place)
 
 
 def chosen(overrides: Sequence[str]) -> str:

@@ -1,15 +1,16 @@
 """What the commands that draw samples share."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from guidance import hub
+from guidance import hub, machine
 from guidance.commands.settings import device_of, folder, settings_of, whole_number
 from guidance.config import build, leaves, resolve
 from guidance.errors import UserError, one_of
 from guidance.model import SAMPLER, Model, load
+from guidance.processes import first_alone
 
 
 def loaded(config: Mapping[str, Any]) -> Model:
@@ -17,6 +18,24 @@ def loaded(config: Mapping[str, Any]) -> Model:
     settings = leaves(settings_of(config, "model"))
     run = config["run"] if hub.named(config["run"]) else folder(config, "run")
     return load(run, device=device_of(config), settings=settings, precision=str(config["precision"]))
+
+
+def settle_precision(config: dict[str, Any], stored: Callable[[], object]) -> None:
+    """The precision of a command that draws samples, in place, as what it becomes: auto is that of the samples which are gone on with, or
+    else what is fast on the device; of a launch, on the first process's.
+
+    ``stored``: that of what the folder of results holds, if the command goes on with it.
+
+    Raises: UserError for a precision that there is not, or that the device does not have.
+    """
+    asked, device = str(config["precision"]), device_of(config)
+    machine.check_precision(asked)
+
+    def chosen() -> str:
+        known = stored()
+        return str(known) if known in machine.PRECISIONS[1:] else machine.auto(device)
+
+    config["precision"] = machine.precision(first_alone(chosen) if asked == machine.AUTO else asked, device)
 
 
 def measured(config: Mapping[str, Any]) -> Path:

@@ -10,16 +10,18 @@ from typing import Any
 
 from guidance import checkpoint, proper
 from guidance.bar import Bar
-from guidance.commands.drawing import loaded, measured, sampling
+from guidance.commands.drawing import loaded, measured, sampling, settle_precision
 from guidance.commands.output import EVALUATION_FILES, clear
 from guidance.commands.settings import check_number, flag, threads, whole_number
-from guidance.commands.work import Work
+from guidance.commands.work import Work, stored_precision
 from guidance.config import build, leaves
 from guidance.errors import UserError, one_of
 from guidance.estimate import Estimate
 from guidance.guide import Guidance
 from guidance.previews import class_columns, class_table
 from guidance.processes import claim, launched, rank
+
+RESULT = "evaluation.json"
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,6 +73,7 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     if not isinstance(config["scales"], list) or not config["scales"]:
         raise UserError(f"scales is a list of numbers, e.g. scales=[-1,0,1,3], got {config['scales']!r}")
     scales = [check_number(scale, "scales") for scale in config["scales"]]
+    settle_precision(config, lambda: stored_precision(out, RESULT) if resume else None)
     model = loaded(config)
     settings = sampling(config, model)
     name, given = default_attribute(model, config["attribute"]), config["given"]
@@ -82,7 +85,7 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
     guide(scales[0])
     settings["grid"](settings["schedule"] or model.denoisers["main"].schedule, settings["steps"])  # a grid that does not fit is refused
     del config["resume"]  # is not of what is measured
-    work = Work(out, "measurements", EVALUATION_FILES, "evaluation.json", config, weights(model))
+    work = Work(out, "measurements", EVALUATION_FILES, RESULT, config, weights(model))
     with work.shared(overwrite, resume) as left:
         if not left:
             if rank() == 0:
@@ -115,7 +118,7 @@ def evaluate(config: dict[str, Any], overrides: Sequence[str]) -> None:
                 of = {"weights": work.terms["weights"], "sampler": f"{settings['sampler']!r}, {settings['steps']} steps"}
                 facts = {"config": config, **of, "attribute": name, "judge_accuracy": judged, "rows": [finite(flat(row)) for row in table]}
                 facts["improper"] = [{"scale": scale, "asked": one.asked, "bound": one.bound} for scale, found in improper for one in found]
-                checkpoint.write_atomically(out / "evaluation.json", json.dumps(facts, indent=1, default=str).encode())
+                checkpoint.write_atomically(out / RESULT, json.dumps(facts, indent=1, default=str).encode())
                 print(as_text(table))
                 about = f"; the judge is right on {judged:.1%} of held-out data" if judged is not None else ""
                 print(f"\n{name or 'all'}: {n} samples a scale from the same noise, {settings['steps']} steps{about}")

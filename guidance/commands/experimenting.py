@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guidance import checkpoint
-from guidance.commands.drawing import loaded, measured, sampling
+from guidance.commands.drawing import loaded, measured, sampling, settle_precision
 from guidance.commands.output import vacant
 from guidance.commands.settings import flag, settings_of, threads, whole_number
 from guidance.commands.training import OF_THE_COMMAND, train
@@ -14,14 +14,27 @@ from guidance.errors import UserError
 from guidance.model import Model
 from guidance.processes import launched, rank, world
 
+if TYPE_CHECKING:
+    from guidance.experiment.findings import Result
+
 
 @launched()
 def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """polyguide experiment"""
     from guidance.experiment.cells import Cells
-    from guidance.experiment.conduct import conduct
-    from guidance.experiment.findings import Experiment
     from guidance.experiment.report import written
+
+    result, title = measure(config)
+    if rank():
+        return  # every process of a launch waits for the last cell, and the first writes
+    with Cells(result.folder).claim("report", wait=True):
+        written([[result]], result.folder, title)
+
+
+def measure(config: dict[str, Any]) -> "tuple[Result, str]":
+    """Measure what is not measured yet of the experiment of a config; all of it, and a title for its page."""
+    from guidance.experiment.conduct import conduct
+    from guidance.experiment.findings import Experiment, stored_precision
 
     threads(config)
     n, overwrite, out = whole_number(config, "n", 2), flag(config, "overwrite"), measured(config)
@@ -32,6 +45,7 @@ def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
     if not isinstance(made, Experiment):
         raise UserError(f"experiment={asked!r} is no experiment; `polyguide list` shows what can be chosen")
     vacant(out, True, ())
+    settle_precision(config, lambda: None if overwrite else stored_precision(out))
     model = loaded(config)
     settings = sampling(config, model) | {"model": settings_of(config, "model")}
     settings["grid"](settings["schedule"] or model.denoisers["main"].schedule, settings["steps"])  # a grid that does not fit is refused
@@ -47,7 +61,4 @@ def experiment(config: dict[str, Any], overrides: Sequence[str]) -> None:
         return loaded({**config, "run": str(place)})
 
     result = conduct(made, asked, model, out, n, settings, overwrite=overwrite, make=variant)
-    if rank():
-        return  # every process of a launch waits for the last cell, and the first writes
-    with Cells(out).claim("report", wait=True):
-        written([[result]], out, f"{made.title}: {model.modality.data.name}")
+    return result, f"{made.title}: {model.modality.data.name}"

@@ -10,10 +10,10 @@ import torch
 
 from guidance import checkpoint
 from guidance.bar import Bar
-from guidance.commands.drawing import loaded, nth, sampling
+from guidance.commands.drawing import loaded, nth, sampling, settle_precision
 from guidance.commands.output import SAMPLE_FILES
 from guidance.commands.settings import flag, folder, threads, whole_number
-from guidance.commands.work import Work
+from guidance.commands.work import Work, stored_precision
 from guidance.config import build
 from guidance.errors import UserError, one_of
 from guidance.guide import Guidance
@@ -23,6 +23,7 @@ from guidance.real import Real, real_items
 from guidance.sampler import Progress
 from guidance.sampler.feynman_kac import Particles
 
+RESULT = "samples.json"
 SHOWN = 64  # samples printed, where they are words, and shown together
 COLUMNS = 8  # in which these are shown
 
@@ -40,6 +41,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
         raise UserError(f"guidance={config['guidance']} is no guidance; `polyguide list` shows what can be chosen")
     if not isinstance(config["condition"], Mapping):
         raise UserError(f"condition is given by attribute, e.g. condition.digit=3, got condition={config['condition']!r}")
+    settle_precision(config, lambda: stored_precision(out, RESULT) if resume else None)
     model = loaded(config)
     settings = sampling(config, model)
     if not isinstance(config["judge"], bool | None):
@@ -49,7 +51,7 @@ def sample(config: dict[str, Any], overrides: Sequence[str]) -> None:
     condition = {name: value for name, value in config["condition"].items() if value is not None}
     real = real_row(model, min(n, COLUMNS), n, condition) if flag(config, "real") else None
     del config["resume"]  # is not of the samples
-    work = Work(out, "samples", SAMPLE_FILES, "samples.json", config, weights(model))
+    work = Work(out, "samples", SAMPLE_FILES, RESULT, config, weights(model))
     with work.shared(overwrite, resume) as left:
         if not left:
             if rank() == 0:
@@ -193,7 +195,7 @@ def together(
         asked, files = [*titles, *asked], [*beside, *files]
         page = gallery(f"{n} samples of {config['run']}", about, files, asked, None if shown_as(files[0]) else drawn)
         checkpoint.write_atomically(out / "index.html", page.encode())
-    checkpoint.write_atomically(out / "samples.json", json.dumps(facts, indent=1, default=str).encode())
+    checkpoint.write_atomically(out / RESULT, json.dumps(facts, indent=1, default=str).encode())
     for line in lines[:SHOWN]:
         if "text" in line:
             print("\t".join([", ".join(f"{c} {p:.2f}" for c, p in line.get("seen", {}).values()), line["text"]]).strip())

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from guidance import machine
 from guidance.errors import UserError
 
 
@@ -24,8 +25,8 @@ def device_of(config: Mapping[str, Any]) -> torch.device:
 
 
 def threads(config: Mapping[str, Any]) -> None:
-    if config.get("threads") is not None:
-        torch.set_num_threads(whole_number(config, "threads"))
+    """As many threads as asked for, or as there are cores for."""
+    machine.use_threads(None if config.get("threads") is None else whole_number(config, "threads"))
 
 
 def whole_number(config: Mapping[str, Any], key: str, least: int = 1) -> int:

@@ -6,24 +6,30 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import ModuleDict
 
-from guidance import checkpoint, proper
+from guidance import checkpoint, machine, proper
 from guidance.commands.output import RUN_FILES, clear, vacant
 from guidance.commands.settings import flag, folder, threads, whole_number
 from guidance.config import build, leaves
 from guidance.errors import UserError
 from guidance.holdout import parse, without
+from guidance.machine import AUTO
 from guidance.modality import Modality, Split
 from guidance.model import PARTS, Model, assemble, with_codec
 from guidance.previews import class_columns, class_table, forward_process
 from guidance.processes import launched, world
 from guidance.trainer import Trainer
 from guidance.upkeep import LOCK, alone
+
+if TYPE_CHECKING:
+    from guidance.denoiser import Denoiser
+    from guidance.train import Objective
 
 OF_THE_COMMAND = ("out", "resume", "overwrite", "threads")
 CHANGEABLE = ("trainer.steps", "trainer.log_every", "trainer.save_every", "trainer.sample_every", "trainer.keep", "trainer.workers")
@@ -49,6 +55,8 @@ def resumed(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Seq
                 continue
             if name not in old and name != key:  # a setting that came after the run, which no one asked for
                 continue
+            if name == "trainer.precision" and new[name] == AUTO:  # which is what the run has
+                continue
             if name not in CHANGEABLE and name == key and as_written(override) in said:
                 continue
             if name not in CHANGEABLE:
@@ -67,6 +75,44 @@ def trainer_of(config: Mapping[str, Any]) -> Trainer:
         raise UserError(f"the config's trainer is none: {config['trainer']['_target_']} is something else")
     trainer.check(world())
     return trainer
+
+
+def objective_of(config: Mapping[str, Any], modality: Modality, denoiser: "Denoiser") -> "Objective":
+    """What a config trains. UserError where its loss, times or dropout is something else, or the dropout is of other attributes."""
+    from guidance.condition import Dropout
+    from guidance.loss import Loss, UniformTimes
+    from guidance.train import Objective
+
+    parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
+    parts["loss"] = with_codec(parts["loss"], modality)
+    for key, is_one in {
+        "loss": arity(parts["loss"]) == arity(Loss()),
+        "times": arity(parts["times"]) == arity(UniformTimes()),
+        "dropout": isinstance(parts["dropout"], Dropout),
+    }.items():
+        if not is_one:
+            raise UserError(f"the config's {key} is none: {config[key]['_target_']} is something else")
+    parts["dropout"].check(list(modality.conditions))
+    return Objective(denoiser, modality.codec, **parts, conditions=modality.conditions)
+
+
+def settled(config: Mapping[str, Any], trainer: Trainer, device: torch.device, out: Path | None) -> tuple[dict[str, Any], Trainer]:
+    """The config and its trainer with the precision that auto becomes on the device, the same in all processes of a launch.
+
+    ``out``: the run that is gone on with, which keeps its precision. UserError where the device does not train in it.
+    """
+    from accelerate.utils.operations import broadcast_object_list
+
+    asked = trainer.precision
+    if out is not None and asked != AUTO and not machine.has(asked, str(device), training=True):
+        raise UserError(
+            f"out={out} is trained in {asked}, which no {machine.named(device)} trains in: go on with it on a device that does, or start "
+            "another with another out="
+        )
+    what = "trainer.precision" if out is None else f"out={out}: trainer.precision"
+    chosen = [machine.precision(asked, device, what=what, training=True)]
+    broadcast_object_list(chosen)
+    return {**config, "trainer": {**config["trainer"], "precision": chosen[0]}}, replace(trainer, precision=chosen[0])
 
 
 def arity(part: Any) -> int:
@@ -88,9 +134,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     from accelerate.state import PartialState
     from accelerate.utils.environment import parse_flag_from_env
 
-    from guidance.condition import Dropout
-    from guidance.loss import Loss, UniformTimes
-    from guidance.train import Interrupted, Objective
+    from guidance.train import Interrupted
     from guidance.train import train as run_training
 
     out, resume, overwrite = folder(config, "out"), flag(config, "resume"), flag(config, "overwrite")
@@ -111,24 +155,15 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     trainer = trainer_of(config)
     torch.manual_seed(seed)  # the initial weights
     modality, denoiser = assemble(checkpoint.located(config, out))
-    parts = {key: build(config[key], key) for key in ("loss", "times", "dropout")}
-    parts["loss"] = with_codec(parts["loss"], modality)
-    for key, is_one in {
-        "loss": arity(parts["loss"]) == arity(Loss()),
-        "times": arity(parts["times"]) == arity(UniformTimes()),
-        "dropout": isinstance(parts["dropout"], Dropout),
-    }.items():
-        if not is_one:
-            raise UserError(f"the config's {key} is none: {config[key]['_target_']} is something else")
-    parts["dropout"].check(list(modality.conditions))
-    objective = Objective(denoiser, modality.codec, **parts, conditions=modality.conditions)
+    objective = objective_of(config, modality, denoiser)
     pinned = {"data": modality.data.pinned(), **(modality.pinned() if modality.pinned else {})}
     config |= {section: {**config[section], **found} for section, found in pinned.items()}
     if not len(modality.data.train):
         raise UserError(f"there is nothing to train on: {modality.data.name} has no training items")
     split = without(modality.data.train, parse(config.get("holdout", []), modality.conditions))
     steps = checkpoint.saved_steps(out) if going_on else []
-    place = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
+    place: Any = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
+    config, trainer = settled(config, trainer, place.device, out if going_on else None)
     if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and ended(out, trainer):
         with alone(out) if place.is_main_process else nullcontext():  # whoever trains it still is not done
             print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")
@@ -155,7 +190,8 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
             size = sum(p.numel() for p in objective.parameters())
             print(f"training {size:,} parameters on {len(split):,} samples of {modality.data.name}, into {out}")
 
-        model = Model(modality, {"main": denoiser}, config, out)
+        drawing = replace(denoiser, precision=machine.dtype_of(trainer.precision))
+        model = Model(modality, {"main": drawing}, config, out)
         shown = class_columns(model) if trainer.sample_every and place.is_main_process else None
 
         def preview(modules: ModuleDict, step: int) -> None:

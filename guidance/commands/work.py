@@ -110,11 +110,7 @@ class Work:
         write_atomically(self.folder / "terms.json", json.dumps(facts, indent=1).encode())
 
     def _finished(self) -> Any:
-        try:
-            facts = json.loads(self.result.read_text())
-            return terms_of(facts["config"], facts["weights"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
+        return finished(self.result)
 
     def _check(self, found: Any, unfinished: str) -> None:
         """UserError where what was found is not of the same terms."""
@@ -129,12 +125,7 @@ class Work:
                 raise UserError(f"out={self.out} holds {unfinished}{self.what} of {what}; {hint}")
 
     def _known(self) -> dict[str, Any]:
-        """What is being done in the folder; nothing where nothing is."""
-        try:
-            facts = json.loads((self.folder / "terms.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return facts if isinstance(facts, dict) else {}
+        return begun(self.folder)
 
     @property
     def open(self) -> bool:
@@ -222,6 +213,30 @@ class Work:
                 with claim(self.locks, "begin", wait=True):
                     (self.folder / "terms.json").unlink()
                     shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def begun(folder: Path) -> dict[str, Any]:
+    """What is being done in the folder of a work; nothing where nothing is."""
+    try:
+        facts = json.loads((folder / "terms.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def finished(result: Path) -> Any:
+    """The terms of results that are there; None where they do not say."""
+    try:
+        facts = json.loads(result.read_text())
+        return terms_of(facts["config"], facts["weights"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def stored_precision(out: Path, result: str) -> object:
+    """That of the unfinished work in a folder, or of its results; None where there is neither."""
+    terms = begun(out / ".work").get("terms") or finished(out / result)
+    return terms.get("precision") if isinstance(terms, Mapping) else None
 
 
 def terms_of(config: Mapping[str, Any], weights: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from guidance import machine
 from guidance.errors import UserError
 from guidance.estimate import Estimate, over_seeds
 from guidance.experiment.cells import Cell, Cells, Measured, check_format
@@ -90,6 +91,19 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is cut short; run the experiment again: what it measured is kept") from None
     check_format(facts, path)
     return dict(facts)
+
+
+def precision_named(said: object) -> str | None:
+    """A precision as facts hold it (the type that networks are cast to), by its name; None for another."""
+    return next((name for name in machine.PRECISIONS[1:] if str(machine.dtype_of(name)) == said), None)
+
+
+def stored_precision(folder: Path) -> str | None:
+    """That of the experiment in a folder; None where there is none, or none that can be read."""
+    try:
+        return precision_named(read_facts(folder).get("precision"))
+    except UserError:
+        return None
 
 
 def read_result(folder: Path) -> Result:

@@ -11,7 +11,7 @@ from guidance.config import build
 from guidance.errors import UserError
 from guidance.estimate import Estimate
 from guidance.experiment import figures
-from guidance.experiment.findings import FACTS, Experiment, Findings, Result, Sheet, Table, read_result
+from guidance.experiment.findings import FACTS, Experiment, Findings, Result, Sheet, Table, precision_named, read_result
 from guidance.page import element, inline, shown_as
 from guidance.table import as_csv, columns, short
 
@@ -98,53 +98,80 @@ def slug(text: str) -> str:
 
 
 def written(groups: Sequence[Sequence[Result]], out: Path, title: str) -> Path:
-    """The page, and beside it figures/*.png, *.svg and tables/*.csv. Says where they are."""
+    """The page, and beside it figures/*.png, *.svg and tables/*.csv. Says what was found, and where they are."""
+    page = vacant(out)
+    parts = drawn(groups, out)
+    write_page(parts, out, title)
+    for part in parts:
+        print(f"{part['data']}, {part['title']}{': ' + part['progress'] if part['progress'] else ''}")
+        for verdict in part["verdicts"]:
+            print(f"  {verdict.question} {verdict.answer}.")
+    print(f"{page}; figures and tables beside it")
+    return page
+
+
+def vacant(out: Path) -> Path:
+    """Where the page is to be. UserError where something else is there."""
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out} is a file, not a folder")
     page = out / PAGE
     if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace")[:2000]:
         raise UserError(f"{page} is there and was not written by this program; choose another out=")
-    out.mkdir(parents=True, exist_ok=True)
-    used: dict[str, int] = {}
-    sections: dict[str, dict[str, Any]] = {}
+    return page
+
+
+def drawn(groups: Sequence[Sequence[Result]], out: Path, used: dict[str, int] | None = None) -> list[dict[str, Any]]:
+    """What the page says of each group, its figures drawn and its tables written.
+
+    ``used``: how often each name of a group is taken already, where more groups are on the page.
+    """
+    used = {} if used is None else used
+    parts = []
     for group in groups:
         facts, found = group[0].facts, findings_of(group)
         stem = slug(f"{facts['data']}-{facts['title']}")
         used[stem] = used.get(stem, 0) + 1
         stem = stem if used[stem] == 1 else f"{stem}-{used[stem]}"
-        drawn = []
+        pictures = []
         for figure in found.figures:
             paths = figures.write(figure.draw, out / "figures", f"{stem}-{figure.name}")
-            drawn.append({"caption": figure.caption, "source": inline(paths[1]), "panels": min(figures.COLUMNS, len(figure.draw))})
+            pictures.append({"caption": figure.caption, "source": inline(paths[1]), "panels": min(figures.COLUMNS, len(figure.draw))})
         tables = [*found.tables, *improper(group)]
         for table in tables:
-            (out / "tables").mkdir(exist_ok=True)
+            (out / "tables").mkdir(parents=True, exist_ok=True)
             write_atomically(out / "tables" / f"{stem}-{table.name}.csv", as_csv(table.rows).encode())
-        section = sections.setdefault(str(facts["data"]), {"title": facts["data"], "modality": facts["modality"], "experiments": []})
-        section["experiments"].append(
+        parts.append(
             {
                 "id": stem,
+                "data": facts["data"],
+                "modality": facts["modality"],
                 "title": facts["title"],
                 "about": about(group),
                 "progress": progress(group),
                 "verdicts": found.verdicts,
-                "figures": drawn,
+                "figures": pictures,
                 "tables": [shown_table(table) for table in tables],
                 "sheets": [shown_sheet(sheet) for sheet in found.sheets],
             }
         )
+    return parts
+
+
+def write_page(parts: Sequence[Mapping[str, Any]], out: Path, title: str, coming: str = "") -> None:
+    """The page of what `drawn` gave, in a section for each data set.
+
+    ``coming``: what will be added to it; while there is any, the page loads itself again from time to time.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        section = sections.setdefault(str(part["data"]), {"title": part["data"], "modality": part["modality"], "experiments": []})
+        section["experiments"].append(part)
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("guidance.experiment", "."), autoescape=True, undefined=StrictUndefined)
-    text = environment.get_template("report.html").render(title=title, mark=MARK, sections=list(sections.values()))
-    write_atomically(page, text.encode())
-    for section in sections.values():
-        for part in section["experiments"]:
-            print(f"{section['title']}, {part['title']}{': ' + part['progress'] if part['progress'] else ''}")
-            for verdict in part["verdicts"]:
-                print(f"  {verdict.question} {verdict.answer}.")
-    print(f"{page}; figures and tables beside it")
-    return page
+    text = environment.get_template("report.html").render(title=title, mark=MARK, sections=list(sections.values()), coming=coming)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / PAGE, text.encode())
 
 
 def improper(group: Sequence[Result]) -> list[Table]:
@@ -176,9 +203,15 @@ def about(group: Sequence[Result]) -> str:
     interval = f"over the {len(group)} trainings" if len(group) > 1 else "over the samples"
     return (
         f"{seeds} of {facts['parameters']:,} parameters, {facts['trained']} steps; n = {facts['n']} samples a cell and training, all cells "
-        f"from the same noise (seed {facts['seed_of_samples']}); {facts['sampler'].split(', grid')[0]}. 95 % intervals {interval}. "
-        f"Seen: {seen} of held-out data. Runs: {', '.join(r.facts['run'] for r in group)}."
+        f"from the same noise (seed {facts['seed_of_samples']}); {facts['sampler'].split(', grid')[0]}{in_precision(facts)}. 95 % "
+        f"intervals {interval}. Seen: {seen} of held-out data. Runs: {', '.join(r.facts['run'] for r in group)}."
     )
+
+
+def in_precision(facts: Mapping[str, Any]) -> str:
+    """What samples were drawn in, where that is not fp32."""
+    name = precision_named(facts.get("precision"))
+    return "" if name in (None, "no") else f", in {name}"
 
 
 def shown_table(table: Table) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from guidance.bar import each
 from guidance.condition import Condition, ConditionSpec, Label
 from guidance.errors import UserError
 from guidance.split import every_fifth
@@ -108,12 +109,10 @@ class Files(Conditioned):
 
     @cached_property
     def _splits(self) -> tuple[FileClips, FileClips]:
-        from tqdm import tqdm
-
         files = self._numbered(*self.look())
         parts: tuple[list[Sound], list[Sound]] = ([], [])
         longer = stereo = 0
-        for path, labels, held in tqdm(files, desc="reading sounds", unit="file", disable=len(files) < 2000, leave=False):
+        for path, labels, held in each(files, "reading sounds", "file", least=2000):
             try:
                 wave = read_audio(path, self.rate, notice=False)
             except Unreadable as error:

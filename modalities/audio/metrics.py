@@ -8,13 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance.condition import Condition, ConditionSpec, Label
-from guidance.judge import TrainedJudge, classes, seeded, train_judge
-from guidance.modality import Data, Judge
+from guidance.judge import TrainedJudge, classes, judge_training, seeded, train_judge
+from guidance.modality import Data, Judge, SideTraining
 from modalities.audio.mel import Mel
 
 NEAR_SILENCE = -60.0  # dB of full scale, root mean square
 IN_TUNE = 50.0  # cents
 FFTS = (256, 512, 1024)
+LENGTH: Mapping[str, int] = {"steps": 700, "batch": 64}  # of a judge's training
 
 
 class Listener(nn.Module):
@@ -39,7 +40,9 @@ class Listener(nn.Module):
 
     def forward(self, wave: Float[Tensor, "b samples"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b classes"]]:
         wave = nn.functional.pad(wave, (0, max(0, self.spectrogram.length - wave.shape[-1])))  # its last frame filled with silence
-        features = self.body(self.spectrogram.of(wave)[:, None])
+        with torch.autocast(wave.device.type, enabled=False):  # 16 bits are too few to add up power in
+            mel = self.spectrogram.of(wave.float())[:, None]
+        features = self.body(mel)
         return features, self.head(features)
 
 
@@ -113,12 +116,21 @@ class AudioMetrics:
         return {}
 
     def judge(self, data: Data, attribute: str) -> Judge:
+        network = self.listener(data, attribute)
+        judge: TrainedJudge = train_judge(network, data, attribute, lambda wave: wave, augment, version="audio-2", **LENGTH)
+        return judge
+
+    def judge_training(self, data: Data, attribute: str) -> SideTraining:
+        listener = self.listener(data, attribute)
+        listener(torch.zeros(1, *data.shape))  # its filters are made on first use, of numbers
+        return judge_training(listener, lambda n: torch.zeros(n, *data.shape), **LENGTH)
+
+    def listener(self, data: Data, attribute: str) -> nn.Module:
+        """Untrained."""
         count = len(classes(data, attribute))
         hop = 2 ** round(np.log2(self.rate / 62.5))  # about 16 ms: 128 samples at 8 kHz
         length = -(-data.shape[0] // hop) * hop
-        network = seeded(lambda: Listener(Mel(self.rate, length, 64, hop, 4 * hop), count))
-        judge: TrainedJudge = train_judge(network, data, attribute, lambda wave: wave, augment, version="audio-2", steps=700, batch=64)
-        return judge
+        return seeded(lambda: Listener(Mel(self.rate, length, 64, hop, 4 * hop), count))
 
     def measure(
         self, decoded: Float[Tensor, "n samples"], condition: Condition, original: Float[Tensor, "n samples"] | None = None

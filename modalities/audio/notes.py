@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from guidance.bar import each
 from guidance.condition import ConditionSpec, Label
 from guidance.errors import UserError
 from modalities import assets
@@ -22,6 +23,7 @@ VELOCITY = {"soft": 45, "medium": 80, "loud": 115}
 TAKES = 4
 RATE, LENGTH = 8000, 4096
 SHAPE = (len(INSTRUMENTS), len(PITCHES), len(LOUDNESS), TAKES, LENGTH)
+FADE = 4800  # samples, 0.1 s, within which a note that is stopped has faded out
 OVERSAMPLED = 6  # the synthesizer interpolates linearly: it renders at 48 kHz, and what would alias is filtered out
 
 
@@ -30,14 +32,24 @@ def held_out(instrument: int, pitch: int) -> bool:
     return (pitch + 2 * instrument) % 5 == 4
 
 
-def render(font: Path, program: int, pitch: int, velocity: int, level: float, seed: int) -> np.ndarray:
-    """One note as int16 [LENGTH]: its tuning (up to 10 cents), level (up to 1 dB) and onset (up to 4 ms) vary with the seed."""
+def synthesizer(font: Path) -> Any:
+    """That plays a sound font, which takes long to load."""
+    synth = assets.wheel_module("tinysoundfont", "0.3.7").Synth(gain=0, samplerate=OVERSAMPLED * RATE)
+    synth.sfload(str(font))
+    return synth
+
+
+def render(synth: Any, program: int, pitch: int, velocity: int, level: float, seed: int) -> np.ndarray:
+    """One note as int16 [LENGTH]: its tuning (up to 10 cents), level (up to 1 dB) and onset (up to 4 ms) vary with the seed.
+
+    Nothing of the note before is left: its channel is reset, and what still sounds has faded out.
+    """
     from scipy.signal import resample_poly
 
-    tinysoundfont = assets.wheel_module("tinysoundfont", "0.3.7")
     tuning, gain, onset = np.random.default_rng(seed).uniform((-0.1, -1, 0), (0.1, 1, 0.004))
-    synth = tinysoundfont.Synth(gain=0, samplerate=OVERSAMPLED * RATE)  # a new one each time: it keeps state from note to note
-    synth.program_select(0, synth.sfload(str(font)), 0, program)
+    synth._get_soundfont(0).reset()  # which a Synth itself cannot
+    synth.generate(FADE)
+    synth.program_select(0, 0, 0, program)
     synth.set_tuning(0, float(tuning))
     synth.noteon(0, pitch, velocity)
     stereo = np.frombuffer(bytes(synth.generate(OVERSAMPLED * LENGTH)), np.float32).reshape(-1, 2).astype(np.float64)
@@ -51,15 +63,13 @@ def render(font: Path, program: int, pitch: int, velocity: int, level: float, se
 
 def render_all(font: Path) -> np.ndarray:
     """All notes, int16 [instrument, pitch, loudness, take, sample]."""
-    from tqdm import tqdm
-
     shape = SHAPE[:-1]
     notes = np.zeros(SHAPE, np.int16)
-    programs, levels = list(INSTRUMENTS.values()), list(LOUDNESS)
-    for place in tqdm(np.ndindex(*shape), desc="rendering notes", unit="note", total=int(np.prod(shape)), leave=False):
+    programs, levels, synth = list(INSTRUMENTS.values()), list(LOUDNESS), synthesizer(font)
+    for place in each(np.ndindex(*shape), "rendering notes", "note", total=int(np.prod(shape))):
         i, p, k, _ = place
         seed = int(np.ravel_multi_index(place, shape))
-        notes[place] = render(font, programs[i], PITCHES[p], VELOCITY[levels[k]], LOUDNESS[levels[k]], seed)
+        notes[place] = render(synth, programs[i], PITCHES[p], VELOCITY[levels[k]], LOUDNESS[levels[k]], seed)
     return notes
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from guidance.bar import each
 from guidance.bridges.transformers import Prompt
 from guidance.condition import Condition, ConditionSpec, Label
 from guidance.errors import UserError, one_of
@@ -187,12 +188,10 @@ class Folder:
     @cached_property
     def _files(self) -> list[tuple[Path, int]]:
         """All readable images and their class, checked."""
-        from tqdm import tqdm
-
         places = [(self._folder / name, k) for k, name in enumerate(self._classes)] or [(self._folder, 0)]
         candidates = [(path, k) for place, k in places for path in sorted(place.rglob("*")) if path.suffix.lower() in self.SUFFIXES]
         good, first = [], None
-        for path, k in tqdm(candidates, desc="checking images", unit="image", disable=len(candidates) < 2000):
+        for path, k in each(candidates, "checking images", "image", least=2000):
             try:
                 image = self._decode(path)
             except Exception as error:  # of a broken file, whatever the format's reader comes upon

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guidance.condition import Condition
-from guidance.judge import TrainedJudge, classes, seeded, train_judge
-from guidance.modality import Data, Judge
+from guidance.judge import TrainedJudge, classes, judge_training, seeded, train_judge
+from guidance.modality import Data, Judge, SideTraining
+
+LENGTH: Mapping[str, int] = {"steps": 600, "batch": 128}
+"""Of a judge's training."""
 
 
 class Classifier(nn.Module):
@@ -46,6 +49,10 @@ def augment(x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Te
     return functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
+def classifier(data: Data, attribute: str) -> nn.Module:
+    return seeded(lambda: Classifier(data.shape[0], len(classes(data, attribute))))
+
+
 class ImageMetrics:
     """Judges, and ink and slant."""
 
@@ -55,9 +62,14 @@ class ImageMetrics:
         return {}
 
     def judge(self, data: Data, attribute: str) -> Judge:
-        network = seeded(lambda: Classifier(data.shape[0], len(classes(data, attribute))))
-        judge: TrainedJudge = train_judge(network, data, attribute, prepare, augment, version="image-1")
+        judge: TrainedJudge = train_judge(classifier(data, attribute), data, attribute, prepare, augment, version="image-1", **LENGTH)
         return judge
+
+    def judge_training(self, data: Data, attribute: str) -> SideTraining:
+        def inputs(n: int) -> Tensor:
+            return prepare(torch.zeros(n, *data.shape, dtype=torch.uint8))
+
+        return judge_training(classifier(data, attribute), inputs, **LENGTH)
 
     def measure(
         self, decoded: UInt8[Tensor, "n c h w"], condition: Condition, original: Tensor | None = None

@@ -48,4 +48,5 @@ def build(data: Data, network: Callable[..., Network], codec: Callable[..., Code
         known=known if data.infill else None,
         files=data.files,
         pinned=lambda: {"network": denoiser.pinned()},
+        beside={"language model": metrics.language_training},
     )

@@ -10,14 +10,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from guidance import machine
+from guidance.bar import each
 from guidance.checkpoint import fill, write_atomically
 from guidance.condition import Condition, Label
 from guidance.errors import UserError
-from guidance.judge import fingerprint, read
+from guidance.judge import fingerprint, in_precision, judging_precision, read
+from guidance.modality import SideTraining
 from modalities import stubs
 from modalities.text.tokenizer import PAD
 
 VERSION = "language-1"
+BATCH = 64
 
 
 class LanguageModel(nn.Module):
@@ -27,10 +31,21 @@ class LanguageModel(nn.Module):
         size: of the vocabulary.
         length: of the longest text.
         classes: number of classes of each attribute.
+        precision: that it runs in: "no" or "bf16".
     """
 
-    def __init__(self, size: int, length: int, classes: Mapping[str, int], width: int = 192, layers: int = 4, dropout: float = 0.2):
+    def __init__(
+        self,
+        size: int,
+        length: int,
+        classes: Mapping[str, int],
+        width: int = 192,
+        layers: int = 4,
+        dropout: float = 0.2,
+        precision: str = "no",
+    ):
         super().__init__()
+        self.precision = precision
         transformers = stubs.transformers()
         self.size, self.length, self.classes = size, length, dict(classes)
         # After the vocabulary: the beginning, then for each attribute "absent" and its classes.
@@ -70,7 +85,8 @@ class LanguageModel(nn.Module):
     def nll(self, ids: Int[Tensor, "n length"], condition: Condition | None = None) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
         """-log p of each text in nats, its end included where it has one, and the number of tokens that this is of."""
         prefix = self.prefix(condition, len(ids))
-        logits = self.model(torch.cat([prefix, ids], 1)).logits[:, prefix.shape[1] - 1 : -1, : self.size]
+        with machine.autocast(self.precision):
+            logits = self.model(torch.cat([prefix, ids], 1)).logits[:, prefix.shape[1] - 1 : -1, : self.size]
         each = nn.functional.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
         end = (ids == PAD).long()
         counted = end.cumsum(1) - end == 0  # up to the first padding
@@ -80,7 +96,7 @@ class LanguageModel(nn.Module):
     def sample(self, n: int, condition: Condition | None = None, seed: int = 0) -> Int[Tensor, "n length"]:
         """Ancestral samples, padded."""
         prefix = self.prefix(condition, n)
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), machine.autocast(self.precision):
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
             made = self.model.generate(
@@ -94,14 +110,37 @@ class LanguageModel(nn.Module):
         return nn.functional.pad(made, (0, self.length - made.shape[1]), value=PAD)
 
 
-def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = 64, lr: float = 2e-3) -> LanguageModel:
-    """The model of a data set, from the cache or trained: each text with all its attributes, some of them, or (half of the time) none."""
-    steps = max(1, epochs * len(data.train) // batch)
-    labels = {name: spec for name, spec in data.conditions.items() if isinstance(spec, Label)}
+def labels_of(data: Any) -> Mapping[str, Label]:
+    return {name: spec for name, spec in data.conditions.items() if isinstance(spec, Label)}
+
+
+def steps_of(data: Any, epochs: int, batch: int) -> int:
+    return max(1, epochs * len(data.train) // batch)
+
+
+def untrained(data: Any) -> LanguageModel:
+    """The model that `train_language_model` begins with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LanguageModel(data.vocabulary.size, data.length, {name: len(spec.classes) for name, spec in labels.items()})
-    stamp = f"{VERSION}-{steps}-{batch}"
+        classes = {name: len(spec.classes) for name, spec in labels_of(data).items()}
+        return LanguageModel(data.vocabulary.size, data.length, classes, precision=judging_precision())
+
+
+def language_training(data: Any, epochs: int = 12, batch: int = BATCH) -> SideTraining:
+    """What `train_language_model` takes, with texts as long as any."""
+    steps, model = steps_of(data, epochs, batch), untrained(data).train()
+
+    def loss() -> Tensor:
+        total, counts = model.nll(torch.zeros(batch, data.length, dtype=torch.long))
+        return total.sum() / counts.sum()
+
+    return SideTraining(model, steps, loss)
+
+
+def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = BATCH, lr: float = 2e-3) -> LanguageModel:
+    """The model of a data set, from the cache or trained in auto's precision: each text with all its attributes, some of them, or (half of the time) none."""
+    steps, labels, model = steps_of(data, epochs, batch), labels_of(data), untrained(data)
+    stamp = in_precision(f"{VERSION}-{steps}-{batch}", model.precision)
     name = fingerprint(data, None, stamp)
     weights, facts = cache / f"{name}.safetensors", cache / f"{name}.json"
     if facts.is_file():
@@ -112,14 +151,12 @@ def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = 
             pass  # a file cut short: train anew
     raw, _, condition = read(data.train, most=10**9)
     ids = torch.cat(raw)
-    from tqdm import tqdm
-
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
     model.train()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        for step in tqdm(range(steps), desc="language model", unit="step", leave=False):
+        for step in each(range(steps), "language model", "step"):
             rows = torch.randint(len(ids), (batch,), generator=generator)
             u = torch.rand(2, batch, generator=generator)
             of = condition.rows(rows)

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from guidance.condition import Condition
 from guidance.errors import UserError
-from guidance.judge import TrainedJudge, classes, seeded, train_judge
-from guidance.modality import Data, Judge
+from guidance.judge import TrainedJudge, classes, judge_training, seeded, train_judge
+from guidance.modality import Data, Judge, SideTraining
 from modalities import assets
 from modalities.text.data import TextData, words
-from modalities.text.language import LanguageModel, train_language_model
+from modalities.text.language import LanguageModel, language_training, train_language_model
 from modalities.text.tokenizer import PAD
 
 BUCKETS, GRAMS = 2**15, 3
+LENGTH: Mapping[str, int] = {"steps": 600, "batch": 64}  # of a judge's training
 WINDOW = 100  # sentences over which variety is counted, so that it does not depend on their number
 
 
@@ -126,8 +127,20 @@ class TextMetrics:
         def prepare(texts: Sequence[str] | Tensor) -> Int[Tensor, "n grams"]:
             return hashed(self.plain(texts), 2 * self.data.length)
 
-        judge: TrainedJudge = train_judge(network, data, attribute, prepare, drop_grams, version="text-1", batch=64, lr=5e-3)
+        judge: TrainedJudge = train_judge(network, data, attribute, prepare, drop_grams, version="text-1", lr=5e-3, **LENGTH)
         return judge
+
+    def judge_training(self, data: Data, attribute: str) -> SideTraining:
+        network = seeded(lambda: Reader(len(classes(data, attribute))))
+
+        def inputs(n: int) -> Int[Tensor, "n grams"]:
+            return torch.zeros(n, hashed([""], 2 * self.data.length).shape[1], dtype=torch.long)
+
+        return judge_training(network, inputs, **LENGTH)
+
+    def language_training(self) -> SideTraining:
+        """Of `language`."""
+        return language_training(self.data, self.language_epochs)
 
     @cached_property
     def language(self) -> LanguageModel:

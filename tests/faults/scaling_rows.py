@@ -11,7 +11,8 @@ from pathlib import Path
 
 from guidance.commands import costing
 from guidance.config import config_folder
-from guidance.cost import Cost, digits, row, short
+from guidance.cost import Cost
+from guidance.cost_table import digits, row, short
 from guidance.hydra import composed
 
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"

@@ -9,13 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from guidance import stubs
+from guidance import machine, stubs
 from guidance.bridges.diffusers.schedule import parameterization, schedule, train_steps
 from guidance.bridges.transformers import Prompt
 from guidance.condition import Condition
 from guidance.denoiser import LOGSNR_LIMIT, Context, Denoiser
 from guidance.errors import UserError, one_of
-from guidance.model import PRECISIONS
 from guidance.schedule import Discrete, Schedule, logsnr
 
 Keywords = Callable[[Condition], Mapping[str, Any]]
@@ -164,7 +163,8 @@ def denoiser(
     null_class: int | None = None,
     prompt: Prompt | None = None,
     keywords: Keywords | None = None,
-    precision: str = "no",
+    precision: str = "auto",
+    device: torch.device | str | None = None,
 ) -> Denoiser:
     """A diffusers model and its scheduler as a `Denoiser`, for `guidance.sample`.
 
@@ -176,13 +176,19 @@ def denoiser(
         null_class: of a UNet2DModel, the class that it was taught as "none"; DiT has its own.
         prompt: how a UNet2DConditionModel's texts are encoded.
         keywords: for any other model, what it is told: a function from a condition to keyword arguments, called once a run.
-        precision: of the network when it samples: "no" (that of its weights), "bf16" or "fp16".
+        precision: of the network when it samples: "no" (that of its weights), "bf16", "fp16", or auto: for weights of float32 what is
+            fast on their device (`guidance.machine`), else "no".
+        device: that the model will sample on; by default where it is.
 
     Raises: UserError for a model that needs what is not given, or a scheduler that is not known.
     """
-    if precision not in PRECISIONS:
-        raise one_of("precision", precision, list(PRECISIONS))
+    machine.check_precision(precision)
+    weights = next(model.parameters(), torch.empty(0))
+    if precision == machine.AUTO and weights.dtype != torch.float32:
+        precision = "no"
     trained = schedule(scheduler)
     made, attributes = conditioning(model, null_class, prompt, keywords)
     network = DiffusersNetwork(model, trained, made, train_steps(scheduler), attributes)
-    return Denoiser(network, trained, parameterization(scheduler), precision=PRECISIONS[precision])
+    return Denoiser(
+        network, trained, parameterization(scheduler), precision=machine.dtype_of(machine.precision(precision, device or weights.device))
+    )

@@ -121,7 +121,7 @@ def load(
     conditions: Mapping[str, ConditionSpec] | None = None,
     variant: str | None = None,
     device: torch.device | str = "cpu",
-    precision: str = "no",
+    precision: str = "auto",
 ) -> Model:
     """A diffusers pipeline as a `Model`: ``load(folder).sample(4, guidance=2.0 * on(prompt="a cat") - 1.0 * on(prompt="grass"))``.
 
@@ -158,7 +158,7 @@ def load(
     if size is None:
         raise UserError(f"the config of this {type(model).__name__} has no sample_size: give size=")
     height, width = (size, size) if isinstance(size, int) else size
-    main = denoiser(model, scheduler, null_class=null_class, prompt=prompt, keywords=keywords, precision=precision)
+    main = denoiser(model, scheduler, null_class=null_class, prompt=prompt, keywords=keywords, precision=precision, device=device)
     network = main.network
     assert isinstance(network, DiffusersNetwork)
     specs: Mapping[str, ConditionSpec] = conditions or {}

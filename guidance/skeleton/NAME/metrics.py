@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from guidance import Condition
-from guidance.judge import classes, seeded, train_judge
-from guidance.modality import Data, Judge
+from guidance.judge import classes, judge_training, seeded, train_judge
+from guidance.modality import Data, Judge, SideTraining
 
 
 class Classifier(nn.Module):
@@ -40,6 +40,11 @@ class Metrics:
     def judge(self, data: Data, attribute: str) -> Judge:
         network = seeded(lambda: Classifier(len(classes(data, attribute))))
         return train_judge(network, data, attribute, lambda waves: waves, noisier, version="NAME-1", steps=300)
+
+    def judge_training(self, data: Data, attribute: str) -> SideTraining:
+        """What that judge takes, for polyguide cost."""
+        network = seeded(lambda: Classifier(len(classes(data, attribute))))
+        return judge_training(network, lambda n: torch.zeros(n, *data.shape), steps=300)
 
     def measure(
         self, decoded: Float[Tensor, "n length"], condition: Condition, original: Tensor | None = None
