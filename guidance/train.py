@@ -153,7 +153,8 @@ def train(
     from accelerate.state import AcceleratorState, PartialState
     from tqdm import tqdm
 
-    chosen = machine.precision(trainer.precision, PartialState(cpu=on_cpus()).device, what="trainer.precision", training=True)
+    where = PartialState(cpu=on_cpus()).device or "cpu"
+    chosen = machine.precision(trainer.precision, where, what="trainer.precision", training=True)
     accelerator: Any = Accelerator(
         cpu=on_cpus(),
         mixed_precision=chosen,

@@ -137,7 +137,8 @@ def language_training(data: Any, epochs: int = 12, batch: int = BATCH) -> SideTr
 
 
 def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = BATCH, lr: float = 2e-3) -> LanguageModel:
-    """The model of a data set, from the cache or trained in auto's precision: each text with all its attributes, some of them, or (half of the time) none."""
+    """The model of a data set, from the cache or trained, in auto's precision: each text with all its attributes, some of them, or (half of
+    the time) none."""
     steps, labels, model = steps_of(data, epochs, batch), labels_of(data), untrained(data)
     stamp = in_precision(f"{VERSION}-{steps}-{batch}", model.precision)
     name = fingerprint(data, None, stamp)
