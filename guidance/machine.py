@@ -210,8 +210,8 @@ def check_precision(asked: object, what: str = "precision") -> None:
         raise one_of(what, str(asked), list(PRECISIONS))
 
 
-def precision(asked: str, device: "torch.device | str" = "cpu", *, what: str = "precision", training: bool = False) -> str:
-    """What is asked for as what it becomes on a device: "no", "bf16" or "fp16". bf16 where it is slow is said in a warning.
+def chosen(asked: str, device: "torch.device | str" = "cpu", *, what: str = "precision", training: bool = False) -> str:
+    """What is asked for as what it becomes on a device: "no", "bf16" or "fp16".
 
     Args:
         what: the setting's name, for messages.
@@ -220,19 +220,25 @@ def precision(asked: str, device: "torch.device | str" = "cpu", *, what: str = "
     Raises: UserError for a precision that there is not, or that the device does not have.
     """
     check_precision(asked, what)
-    chosen = auto(device) if asked == AUTO else asked
-    if not has(chosen, str(device), training):
+    found = auto(device) if asked == AUTO else asked
+    if not has(found, str(device), training):
         doing = "trains" if training else "computes"
-        told = f"{what}={chosen}" if asked != AUTO else f"{VARIABLE}={chosen}"
+        told = f"{what}={found}" if asked != AUTO else f"{VARIABLE}={found}"
         there = [name for name in PRECISIONS[1:] if has(name, str(device), training)]
-        raise UserError(f"{told}: no {named(device)} {doing} in {chosen}; choose from: {', '.join(there)}")
-    if chosen == "bf16" and not fast_bf16(device):
+        raise UserError(f"{told}: no {named(device)} {doing} in {found}; choose from: {', '.join(there)}")
+    return found
+
+
+def precision(asked: str, device: "torch.device | str" = "cpu", *, what: str = "precision", training: bool = False) -> str:
+    """As `chosen`, for whoever is about to compute in it: bf16 where that is slow is said in a warning, with how slow a probe finds it."""
+    found = chosen(asked, device, what=what, training=training)
+    if found == "bf16" and not fast_bf16(device):
         warnings.warn(
             f"{what}=bf16: this {named(device)} has no instructions for bf16; a short probe took {times(slower(str(device)))} times as "
             "long as in fp32",
             stacklevel=1,  # so that it is said once
         )
-    return chosen
+    return found
 
 
 def times(ratio: float) -> str:

@@ -86,7 +86,7 @@ def settled(config: Mapping[str, Any], trainer: Trainer, device: torch.device, o
             f"out={out} is trained in {asked}, which no {machine.named(device)} trains in: go on with it on a device that does, or start "
             "another with another out="
         )
-    chosen = [machine.precision(asked, device, what="trainer.precision", training=True)]
+    chosen = [machine.chosen(asked, device, what="trainer.precision", training=True)]
     broadcast_object_list(chosen)
     return {**config, "trainer": {**config["trainer"], "precision": chosen[0]}}, replace(trainer, precision=chosen[0])
 
