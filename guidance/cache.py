@@ -6,11 +6,16 @@ from pathlib import Path
 from guidance.errors import UserError
 
 
-def cache() -> Path:
-    """The user's cache folder, or where POLYGUIDE_CACHE says; it exists afterwards."""
+def cache_folder() -> Path:
+    """The user's cache folder, or where POLYGUIDE_CACHE says."""
     import platformdirs
 
-    folder = Path(os.environ.get("POLYGUIDE_CACHE") or platformdirs.user_cache_path("polyguide"))
+    return Path(os.environ.get("POLYGUIDE_CACHE") or platformdirs.user_cache_path("polyguide"))
+
+
+def cache() -> Path:
+    """`cache_folder`, which exists afterwards."""
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

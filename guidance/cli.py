@@ -21,6 +21,7 @@ COMMANDS = {
     "exactness": "hold guidance against exact answers, on mixtures: polyguide exactness out=exactness",
     "report": "put experiments of several runs on one page: polyguide report RUN... out=report",
     "new-modality": "start a plug-in, a package that trains at once: polyguide new-modality NAME",
+    "doctor": "what this machine and this installation are, for a bug report: polyguide doctor",
     "list": "what can be chosen: modalities, data sets, networks, samplers, guidance, and where each is",
 }
 
@@ -88,6 +89,11 @@ def run(arguments: list[str]) -> int:
             from guidance.experiment.report import command as report
 
             report(rest)
+            return 0
+        if command == "doctor":
+            from guidance.commands.doctor import command as doctor
+
+            doctor(rest)
             return 0
         if command == "compare":
             from guidance.compare import command as compare

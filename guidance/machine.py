@@ -60,12 +60,14 @@ def machine() -> Machine:
 
 
 def capabilities() -> Mapping[str, Any]:
-    """What torch finds of the processor; before torch 2.11, what Linux says of it."""
-    import torch
+    """What torch finds of the processor; where it does not (older ones, or one that is broken), what Linux says of it."""
+    try:
+        import torch
 
-    if hasattr(torch.cpu, "get_capabilities"):
         found: Mapping[str, Any] = torch.cpu.get_capabilities()
         return found
+    except (ImportError, OSError, AttributeError):
+        pass
     lines = dict(line.split(":", 1) for line in (text_of("/proc/cpuinfo") or "").splitlines() if ":" in line)
     fields = {key.strip(): value.strip() for key, value in lines.items()}
     names = fields.get("flags", fields.get("Features", "")).split()
@@ -180,9 +182,26 @@ def auto(device: "torch.device | str" = "cpu") -> str:
     """
     if asked := os.environ.get(VARIABLE):
         if asked not in PRECISIONS[1:]:
-            raise one_of(f"precision in {VARIABLE}", asked, list(PRECISIONS[1:]))
+            raise one_of(VARIABLE, asked, list(PRECISIONS[1:]))
         return asked
     return "bf16" if fast_bf16(device) else "no"
+
+
+def reason(device: "torch.device | str" = "cpu") -> str:
+    """Why auto is what it is on a device, in words."""
+    import torch
+
+    if asked := os.environ.get(VARIABLE):
+        return f"{VARIABLE}={asked} says so"
+    kind, here = named(device), machine()
+    if kind != "CPU":
+        return f"the {kind} {'has' if fast_bf16(device) else 'does not have'} bf16 of its own"
+    if not torch.backends.mkldnn.is_available():
+        return "this torch has no oneDNN, which multiplies in bf16"
+    if fast_bf16(device):
+        return f"the processor has instructions for it ({next(name for name in FAST if name in here.instructions)})"
+    without = f", as {' '.join(here.lowered)} takes them away" if here.lowered else ""
+    return f"the processor has no instructions for bf16 that may be used{without}"
 
 
 def check_precision(asked: object, what: str = "precision") -> None:
@@ -191,8 +210,8 @@ def check_precision(asked: object, what: str = "precision") -> None:
         raise one_of(what, str(asked), list(PRECISIONS))
 
 
-def precision(asked: str, device: "torch.device | str" = "cpu", *, what: str = "precision", training: bool = False) -> str:
-    """What is asked for as what it becomes on a device: "no", "bf16" or "fp16". bf16 where it is slow is said in a warning.
+def chosen(asked: str, device: "torch.device | str" = "cpu", *, what: str = "precision", training: bool = False) -> str:
+    """What is asked for as what it becomes on a device: "no", "bf16" or "fp16".
 
     Args:
         what: the setting's name, for messages.
@@ -201,22 +220,25 @@ def precision(asked: str, device: "torch.device | str" = "cpu", *, what: str = "
     Raises: UserError for a precision that there is not, or that the device does not have.
     """
     check_precision(asked, what)
-    chosen = auto(device) if asked == AUTO else asked
-    if not has(chosen, str(device), training):
+    found = auto(device) if asked == AUTO else asked
+    if not has(found, str(device), training):
         doing = "trains" if training else "computes"
-        told = f"{what}={chosen}" if asked != AUTO else f"{VARIABLE}={chosen}"
-        raise UserError(f"{told}: no {named(device)} {doing} in {chosen}; choose {what}=auto, which is {fallback(device)} here")
-    if chosen == "bf16" and not fast_bf16(device):
+        told = f"{what}={found}" if asked != AUTO else f"{VARIABLE}={found}"
+        there = [name for name in PRECISIONS[1:] if has(name, str(device), training)]
+        raise UserError(f"{told}: no {named(device)} {doing} in {found}; choose from: {', '.join(there)}")
+    return found
+
+
+def precision(asked: str, device: "torch.device | str" = "cpu", *, what: str = "precision", training: bool = False) -> str:
+    """As `chosen`, for whoever is about to compute in it: bf16 where that is slow is said in a warning, with how slow a probe finds it."""
+    found = chosen(asked, device, what=what, training=training)
+    if found == "bf16" and not fast_bf16(device):
         warnings.warn(
-            f"{what}=bf16: this {named(device)} has no instructions for bf16, and a short probe took {times(slower(str(device)))} times as "
-            f"long as in fp32 ({what}=no)",
+            f"{what}=bf16: this {named(device)} has no instructions for bf16; a short probe took {times(slower(str(device)))} times as "
+            "long as in fp32",
             stacklevel=1,  # so that it is said once
         )
-    return chosen
-
-
-def fallback(device: "torch.device | str") -> str:
-    return "bf16" if fast_bf16(device) else "no (fp32)"
+    return found
 
 
 def times(ratio: float) -> str:
@@ -317,8 +339,8 @@ def check_threads(asked: int) -> None:
 
 
 def use_threads(asked: int | None) -> None:
-    """As many threads as asked for; by default torch's own number, or what the user's OMP_NUM_THREADS says, but no more than there are cores
-    in a container whose quota torch does not see."""
+    """As many threads as asked for; by default torch's own number, or what the user's OMP_NUM_THREADS says, but no more than a container
+    has cores, whose quota torch does not see."""
     import torch
 
     if asked is not None:

@@ -152,8 +152,8 @@ def train(
     from accelerate.accelerator import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
-    place: Any = PartialState(cpu=on_cpus())
-    chosen = machine.precision(trainer.precision, place.device, what="trainer.precision", training=True)
+    where = PartialState(cpu=on_cpus()).device or "cpu"
+    chosen = machine.precision(trainer.precision, where, what="trainer.precision", training=True)
     accelerator: Any = Accelerator(
         cpu=on_cpus(),
         mixed_precision=chosen,

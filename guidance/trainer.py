@@ -21,8 +21,8 @@ class Trainer:
     ``batch_size`` is what an optimizer step sees, over all processes and ``accumulate`` micro-batches. ``average`` is the decay of the
     moving average of the weights, reached gradually: min(average, (1 + step) / (10 + step)). The learning rate warms up linearly and
     then is constant or falls to 0 at the last step. ``save_every`` and ``sample_every`` count steps; 0 is only at the end,
-    and never. ``keep`` checkpoints are kept. ``precision`` is auto (`guidance.machine`: bf16 where the device does it fast, else "no"), "no"
-    (fp32), bf16 or fp16.
+    and never. ``keep`` checkpoints are kept. ``precision`` is "no" (fp32), bf16, fp16, or auto: bf16
+    where the device does it fast, else "no" (`guidance.machine`).
     """
 
     steps: int = 1000

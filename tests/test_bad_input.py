@@ -272,7 +272,11 @@ def test_training(refused: Any, settings: list[str], words: tuple[str, ...]):
 
 @cases(
     ("trian", "'trian'", "did you mean 'train'?"),
-    ("run=run", "'run=run'", "train, train-classifier, cost, sample, evaluate, experiment, compare, exactness, report, new-modality, list"),
+    (
+        "run=run",
+        "'run=run'",
+        "train, train-classifier, cost, sample, evaluate, experiment, compare, exactness, report, new-modality, doctor, list",
+    ),
     ("train", "out is missing", "out=runs/digits"),
     ("sample run=run", "out is missing"),
     ("sample out=new", "run is missing", "run=runs/digits"),

@@ -163,7 +163,10 @@ def test_some_samples_are_kept_whole_and_the_rest_drop_as_before(whole: float):
 @pytest.mark.parametrize(
     "joint, each, whole",
     [
-        *((joint, each, 0.0) for joint, each in [(-0.1, 0.0), (1.1, 0.0), (math.nan, 0.0), (0.1, 2.0), (0.1, {"a": -1.0}), (0.1, {"*": 1.5})]),
+        *(
+            (joint, each, 0.0)
+            for joint, each in [(-0.1, 0.0), (1.1, 0.0), (math.nan, 0.0), (0.1, 2.0), (0.1, {"a": -1.0}), (0.1, {"*": 1.5})]
+        ),
         *((joint, 0.0, whole) for joint, whole in [(0.1, -0.1), (0.1, 1.1), (0.6, 0.5), (0.0, math.nan)]),
     ],
 )

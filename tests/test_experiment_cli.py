@@ -14,7 +14,7 @@ import torch
 from experiment_fakes import sketched
 
 import guidance
-from guidance import CFG, checkpoint
+from guidance import CFG, checkpoint, machine
 from guidance.cli import run
 from guidance.experiment.findings import read_result
 
@@ -213,6 +213,17 @@ def test_what_is_wrong_is_said_and_nothing_is_lost(refused: Callable[..., str], 
 def test_other_terms_are_refused(refused: Callable[..., str], settings: list[str], words: tuple[str, ...]):
     said = refused("experiment", "run=run", "experiment=tradeoff", "out=held", *QUICK, *settings)
     assert all(word in said for word in words) and "out=held" in said, said
+
+
+def test_auto_joins_what_was_measured_in(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """In fp32, where auto would be bf16 for a new one."""
+    monkeypatch.delenv(machine.VARIABLE)
+    monkeypatch.setattr(machine, "fast_bf16", lambda device="cpu": True)
+    cells = runs.snapshot(place / "held" / "cells")
+    assert run(["experiment", "run=run", "experiment=tradeoff", "experiment.scales=[1,3]", *QUICK, "out=held"]) == 0
+    assert runs.snapshot(place / "held" / "cells") == cells
+    assert json.loads((place / "held" / "experiment.json").read_text())["precision"] == "None"
+    assert ", in bf16" not in (place / "held" / "report.html").read_text()
 
 
 def test_no_experiment_is_chosen(refused: Callable[..., str]):

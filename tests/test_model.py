@@ -743,7 +743,7 @@ def test_a_loaded_model_samples_in_the_precision_asked_for(trained: Path):
     by_hand = replace(plain, denoisers={"main": replace(plain.denoisers["main"], network=Whole(inner))})
     assert torch.equal(latents(by_hand), other)
     for name in ("bf61", "fp32", ""):
-        with pytest.raises(UserError, match=rf"^there is no precision '{name}'.*choose from: no, bf16, fp16$"):
+        with pytest.raises(UserError, match=rf"^there is no precision '{name}'.*choose from: auto, no, bf16, fp16$"):
             load(trained, precision=name)
     with pytest.raises(UserError, match=r"'bf61' \(did you mean 'bf16'\?\)"):
         load(trained / "nowhere", precision="bf61")

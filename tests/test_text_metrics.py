@@ -305,6 +305,19 @@ def test_a_cut_cache_is_made_again(unchecked: None, quick: None, cache: Path):
     assert weights.stat().st_size > 100
 
 
+def test_it_runs_in_what_auto_is_and_its_cache_tells_them_apart(quick: None, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    made = {}
+    for precision in ("no", "bf16"):
+        monkeypatch.setenv("POLYGUIDE_PRECISION", precision)
+        made[precision] = train_language_model(DATA, cache, epochs=1, batch=16)
+        assert made[precision].precision == precision
+    assert len(list(cache.rglob("*.json"))) == 2
+    ids = DATA.train.ids[:4]
+    one, other = (made[precision].nll(ids)[0].detach() for precision in ("no", "bf16"))
+    torch.testing.assert_close(other, one, rtol=0.05, atol=0.05)
+    assert not torch.equal(one, other)
+
+
 # All together
 
 

@@ -1,12 +1,23 @@
-"""What each command does with its config: `commands.NAME(config, overrides)`."""
+"""What each command does with its config: `commands.NAME(config, overrides)`, imported when it is first asked for."""
 
-from guidance.commands.classifying import train_classifier
-from guidance.commands.costing import cost
-from guidance.commands.demonstrating import demo
-from guidance.commands.evaluating import evaluate
-from guidance.commands.exactness import exactness
-from guidance.commands.experimenting import experiment
-from guidance.commands.sampling import sample
-from guidance.commands.training import train
+from importlib import import_module
+from typing import Any
 
-__all__ = ["cost", "demo", "evaluate", "exactness", "experiment", "sample", "train", "train_classifier"]
+HOMES = {
+    "cost": "costing",
+    "demo": "demonstrating",
+    "evaluate": "evaluating",
+    "exactness": "exact",
+    "experiment": "experimenting",
+    "sample": "sampling",
+    "train": "training",
+    "train_classifier": "classifying",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'guidance.commands' has no attribute {name!r}")
+    command = getattr(import_module(f"guidance.commands.{HOMES[name]}"), name)
+    globals()[name] = command
+    return command

@@ -68,7 +68,7 @@ def train_classifier(config: dict[str, Any], overrides: Sequence[str]) -> None:
         item = modality.codec.encode(split.__getitems__([0])[0])
     objective.settle(item)
     place: Any = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
-    made, trainer = settled(made, trainer, place.device, out if going_on else None)
+    made, trainer = settled(made, trainer, place.device or torch.device("cpu"), out if going_on else None)
     if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and (out / ACCURACY).is_file():
         with alone(out) if place.is_main_process else nullcontext():  # whoever trains it still is not done
             print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")

@@ -31,11 +31,11 @@ def settle_precision(config: dict[str, Any], stored: Callable[[], object]) -> No
     asked, device = str(config["precision"]), device_of(config)
     machine.check_precision(asked)
 
-    def chosen() -> str:
+    def found() -> str:
         known = stored()
         return str(known) if known in machine.PRECISIONS[1:] else machine.auto(device)
 
-    config["precision"] = machine.precision(first_alone(chosen) if asked == machine.AUTO else asked, device)
+    config["precision"] = machine.chosen(first_alone(found) if asked == machine.AUTO else asked, device)
 
 
 def measured(config: Mapping[str, Any]) -> Path:

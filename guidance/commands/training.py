@@ -109,8 +109,7 @@ def settled(config: Mapping[str, Any], trainer: Trainer, device: torch.device, o
             f"out={out} is trained in {asked}, which no {machine.named(device)} trains in: go on with it on a device that does, or start "
             "another with another out="
         )
-    what = "trainer.precision" if out is None else f"out={out}: trainer.precision"
-    chosen = [machine.precision(asked, device, what=what, training=True)]
+    chosen = [machine.chosen(asked, device, what="trainer.precision", training=True)]
     broadcast_object_list(chosen)
     return {**config, "trainer": {**config["trainer"], "precision": chosen[0]}}, replace(trainer, precision=chosen[0])
 
@@ -163,7 +162,7 @@ def train(config: dict[str, Any], overrides: Sequence[str]) -> None:
     split = without(modality.data.train, parse(config.get("holdout", []), modality.conditions))
     steps = checkpoint.saved_steps(out) if going_on else []
     place: Any = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator() will
-    config, trainer = settled(config, trainer, place.device, out if going_on else None)
+    config, trainer = settled(config, trainer, place.device or torch.device("cpu"), out if going_on else None)
     if steps and checkpoint.check(checkpoint.latest(out), objective.trained) >= trainer.steps and ended(out, trainer):
         with alone(out) if place.is_main_process else nullcontext():  # whoever trains it still is not done
             print(f"{out} is trained already, to step {steps[-1]}; trainer.steps={trainer.steps} asks for no more")

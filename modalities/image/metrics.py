@@ -11,9 +11,6 @@ from guidance.condition import Condition
 from guidance.judge import TrainedJudge, classes, judge_training, seeded, train_judge
 from guidance.modality import Data, Judge, SideTraining
 
-LENGTH: Mapping[str, int] = {"steps": 600, "batch": 128}
-"""Of a judge's training."""
-
 
 class Classifier(nn.Module):
     """Three convolutions, halving between them, then 64 features and the logits; inputs are brought to at most 32 pixels."""
@@ -62,14 +59,14 @@ class ImageMetrics:
         return {}
 
     def judge(self, data: Data, attribute: str) -> Judge:
-        judge: TrainedJudge = train_judge(classifier(data, attribute), data, attribute, prepare, augment, version="image-1", **LENGTH)
+        judge: TrainedJudge = train_judge(classifier(data, attribute), data, attribute, prepare, augment, version="image-1")
         return judge
 
     def judge_training(self, data: Data, attribute: str) -> SideTraining:
         def inputs(n: int) -> Tensor:
             return prepare(torch.zeros(n, *data.shape, dtype=torch.uint8))
 
-        return judge_training(classifier(data, attribute), inputs, **LENGTH)
+        return judge_training(classifier(data, attribute), inputs)
 
     def measure(
         self, decoded: UInt8[Tensor, "n c h w"], condition: Condition, original: Tensor | None = None

@@ -31,21 +31,14 @@ class LanguageModel(nn.Module):
         size: of the vocabulary.
         length: of the longest text.
         classes: number of classes of each attribute.
-        precision: that it runs in: "no" or "bf16".
+
+    ``precision``, "no" or "bf16", is what it runs in.
     """
 
-    def __init__(
-        self,
-        size: int,
-        length: int,
-        classes: Mapping[str, int],
-        width: int = 192,
-        layers: int = 4,
-        dropout: float = 0.2,
-        precision: str = "no",
-    ):
+    precision: str = "no"
+
+    def __init__(self, size: int, length: int, classes: Mapping[str, int], width: int = 192, layers: int = 4, dropout: float = 0.2):
         super().__init__()
-        self.precision = precision
         transformers = stubs.transformers()
         self.size, self.length, self.classes = size, length, dict(classes)
         # After the vocabulary: the beginning, then for each attribute "absent" and its classes.
@@ -123,7 +116,9 @@ def untrained(data: Any) -> LanguageModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classes = {name: len(spec.classes) for name, spec in labels_of(data).items()}
-        return LanguageModel(data.vocabulary.size, data.length, classes, precision=judging_precision())
+        model = LanguageModel(data.vocabulary.size, data.length, classes)
+    model.precision = judging_precision()
+    return model
 
 
 def language_training(data: Any, epochs: int = 12, batch: int = BATCH) -> SideTraining:
@@ -138,7 +133,8 @@ def language_training(data: Any, epochs: int = 12, batch: int = BATCH) -> SideTr
 
 
 def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = BATCH, lr: float = 2e-3) -> LanguageModel:
-    """The model of a data set, from the cache or trained in auto's precision: each text with all its attributes, some of them, or (half of the time) none."""
+    """The model of a data set, from the cache or trained, in auto's precision: each text with all its attributes, some of them, or (half of
+    the time) none."""
     steps, labels, model = steps_of(data, epochs, batch), labels_of(data), untrained(data)
     stamp = in_precision(f"{VERSION}-{steps}-{batch}", model.precision)
     name = fingerprint(data, None, stamp)

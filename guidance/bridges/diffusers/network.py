@@ -189,6 +189,5 @@ def denoiser(
     trained = schedule(scheduler)
     made, attributes = conditioning(model, null_class, prompt, keywords)
     network = DiffusersNetwork(model, trained, made, train_steps(scheduler), attributes)
-    return Denoiser(
-        network, trained, parameterization(scheduler), precision=machine.dtype_of(machine.precision(precision, device or weights.device))
-    )
+    chosen = machine.precision(precision, device or weights.device)
+    return Denoiser(network, trained, parameterization(scheduler), precision=machine.dtype_of(chosen))
