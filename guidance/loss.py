@@ -155,7 +155,10 @@ class Stratified:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """logit(t) ~ N(mean, std^2) (Esser et al., 2403.03206); ``stratified``: one sample of the batch in each of as many equal shares of it."""
+    """logit(t) ~ N(mean, std^2) (Esser et al., 2403.03206).
+
+    ``stratified``: one sample of the batch in each of as many equal shares of the distribution.
+    """
 
     mean: float = 0.0
     std: float = 1.0

@@ -15,7 +15,7 @@ from modalities.audio.mel import Mel
 NEAR_SILENCE = -60.0  # dB of full scale, root mean square
 IN_TUNE = 50.0  # cents
 FFTS = (256, 512, 1024)
-LENGTH: Mapping[str, int] = {"steps": 700, "batch": 64}  # of a judge's training
+LENGTH: Mapping[str, int] = {"steps": 320, "batch": 64}  # of a judge's training
 
 
 class Listener(nn.Module):
@@ -117,7 +117,7 @@ class AudioMetrics:
 
     def judge(self, data: Data, attribute: str) -> Judge:
         network = self.listener(data, attribute)
-        judge: TrainedJudge = train_judge(network, data, attribute, lambda wave: wave, augment, version="audio-2", **LENGTH)
+        judge: TrainedJudge = train_judge(network, data, attribute, lambda wave: wave, augment, version="audio-3", **LENGTH)
         return judge
 
     def judge_training(self, data: Data, attribute: str) -> SideTraining:
