@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from guidance import machine
@@ -77,13 +77,27 @@ class LanguageModel(nn.Module):
 
     def nll(self, ids: Int[Tensor, "n length"], condition: Condition | None = None) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
         """-log p of each text in nats, its end included where it has one, and the number of tokens that this is of."""
-        prefix = self.prefix(condition, len(ids))
-        with machine.autocast(self.precision):
-            logits = self.model(torch.cat([prefix, ids], 1)).logits[:, prefix.shape[1] - 1 : -1, : self.size]
-        each = nn.functional.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
+        counted = self.counted(ids)
+        places = counted.flatten().nonzero().flatten()
+        logits = self.logits(self.prefix(condition, len(ids)), ids, places)
+        each = nn.functional.cross_entropy(logits, ids.flatten()[places], reduction="none")
+        text = places // ids.shape[1]
+        return each.new_zeros(len(ids)).index_add(0, text, each), counted.sum(1)
+
+    @staticmethod
+    def counted(ids: Int[Tensor, "n length"]) -> Bool[Tensor, "n length"]:
+        """The tokens of each text, up to its end, which is the first padding."""
         end = (ids == PAD).long()
-        counted = end.cumsum(1) - end == 0  # up to the first padding
-        return (each * counted).sum(1), counted.sum(1)
+        return end.cumsum(1) - end == 0
+
+    def logits(
+        self, prefix: Int[Tensor, "n attributes_and_1"], ids: Int[Tensor, "n length"], places: Int[Tensor, "m"]
+    ) -> Float[Tensor, "m size"]:
+        """Of the tokens at some places of the flattened texts: reading the whole vocabulary is half of the work, so padding is left out."""
+        with machine.autocast(self.precision):
+            states = self.model.transformer(torch.cat([prefix, ids], 1)).last_hidden_state[:, prefix.shape[1] - 1 : -1]
+            read: Tensor = nn.functional.linear(states.flatten(0, 1)[places], self.model.lm_head.weight[: self.size])
+        return read.float()
 
     @torch.no_grad()
     def sample(self, n: int, condition: Condition | None = None, seed: int = 0) -> Int[Tensor, "n length"]:
@@ -122,12 +136,14 @@ def untrained(data: Any) -> LanguageModel:
 
 
 def language_training(data: Any, epochs: int = 12, batch: int = BATCH) -> SideTraining:
-    """What `train_language_model` takes, with texts as long as any."""
+    """What `train_language_model` takes, with as many tokens a text as the data has on average, the longest of a batch as long as any."""
     steps, model = steps_of(data, epochs, batch), untrained(data).train()
+    tokens = round(batch * model.counted(data.train.ids).sum(1).float().mean().item())
 
     def loss() -> Tensor:
-        total, counts = model.nll(torch.zeros(batch, data.length, dtype=torch.long))
-        return total.sum() / counts.sum()
+        ids = torch.zeros(batch, data.length, dtype=torch.long)
+        logits = model.logits(model.prefix(None, batch), ids, torch.arange(tokens))
+        return nn.functional.cross_entropy(logits, torch.zeros(tokens, dtype=torch.long))
 
     return SideTraining(model, steps, loss)
 
