@@ -19,7 +19,7 @@ from guidance.cli import run
 from guidance.codec import Standardized
 from guidance.commands import costing
 from guidance.config import build, config_folder
-from guidance.cost import PEAKS, SELF_CONDITIONED, Cost, beside, cost, evaluations, imagined, judges, step
+from guidance.cost import PEAKS, SELF_CONDITIONED, Cost, beside, cost, evaluations, imagined, judges, precision_on, step
 from guidance.cost_table import row, short, table
 from guidance.fake import FAKE, counter, imagine
 from guidance.hydra import composed
@@ -194,7 +194,7 @@ def test_what_autograd_keeps_of_two_layers(precision: str, size: int):
 def test_memory_of_weights_and_their_companions():
     """AdamW has two moments a number, the average is a copy; a buffer has neither gradient nor moments."""
     modality, floats = pair(32), 4
-    said = cost(modality, Denoiser(modality.network, Cosine(), V()), Trainer(batch_size=8), DDIM(), 10)
+    said = cost(modality, Denoiser(modality.network, Cosine(), V()), Trainer(batch_size=8, precision="no"), DDIM(), 10)
     numbers = 2 * 24 * 32 + 24 + 32
     buffers = 4  # of Standardized
     assert said.parameters == {"network": numbers, "codec": 0, "total": numbers, "trained": numbers}
@@ -204,7 +204,7 @@ def test_memory_of_weights_and_their_companions():
         "moments": 2 * floats * numbers,
         "average": floats * (numbers + buffers),
     }
-    half = cost(modality, Denoiser(modality.network, Cosine(), V()), Trainer(batch_size=8, accumulate=2), DDIM(), 10)
+    half = cost(modality, Denoiser(modality.network, Cosine(), V()), Trainer(batch_size=8, accumulate=2, precision="no"), DDIM(), 10)
     assert half.micro_batch == 4
     assert half.memory["activations"] == pytest.approx(said.memory["activations"] / 2, rel=0.02)  # but for what all samples share
     assert half.training["step_flops"] == said.training["step_flops"]
@@ -234,9 +234,20 @@ def taken(config: dict[str, Any], raw: Tensor, condition: Condition, answer: Any
     answer.send((between - before, resident("VmHWM") - before))
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_is_what_the_device_would_take(fast: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("guidance.cost.fast_bf16", lambda: fast)
+    modality = pair(4)
+    for device, expected in (("h100", "bf16"), ("a100", "bf16"), ("rtx4090", "bf16"), ("cpu", "bf16" if fast else "no")):
+        said = cost(modality, Denoiser(modality.network, Cosine(), V()), Trainer(batch_size=8), DDIM(), 10, device=device)
+        assert said.precision == expected and said.training["peak"] == PEAKS[device][expected == "no"]
+    assert precision_on(1e12, "auto") == ("bf16" if fast else "no") and precision_on("h100", "no") == "no"
+
+
 def test_a_real_step_takes_the_memory_that_is_said():
     n = 48
-    config = composed("cost", ["data=mnist", "network.channels=48", "network.multipliers=[1,2]", f"trainer.batch_size={n}"])
+    settings = ["network.channels=48", "network.multipliers=[1,2]", f"trainer.batch_size={n}", "trainer.precision=no"]
+    config = composed("cost", ["data=mnist", *settings])
     memory = of(config).memory
     raw, condition = torch.zeros(n, 1, 28, 28, dtype=torch.uint8), Condition.of(digit=[0] * n, stroke=[0] * n)
     anew = multiprocessing.get_context("spawn")  # nothing of other tests lies in its memory
@@ -275,7 +286,7 @@ def test_projections_are_counted_once_a_step():
 
     modality = replace(pair(32), codec=Turning())
     imagine(modality.modules())
-    said = cost(modality, Denoiser(modality.network, Cosine(), V()), Trainer(batch_size=8), DDIM(), 10)
+    said = cost(modality, Denoiser(modality.network, Cosine(), V()), Trainer(batch_size=8, precision="no"), DDIM(), 10)
     assert said.sampling["flops"] - 10 * said.flops["evaluation"] == 10 * 2 * 24 * 24
 
 
