@@ -36,7 +36,7 @@ from guidance.guide import Bound
 from modalities.audio import build
 from modalities.audio.codec import MDCT, Waveform
 from modalities.audio.mel import Mel
-from modalities.audio.network import DiffWave
+from modalities.audio.network import DiffWave, convolution, convolved, gated
 from modalities.audio.published import Published, renamed
 
 HOP, MELS, LENGTH = 256, 6, 512
@@ -429,6 +429,28 @@ def test_gradients_are_those_of_the_packages_model():
     for name, parameter in network.named_parameters():
         if name != "mels.mel.given.null":
             assert_near(parameter.grad, expected[f"network.{name}"], 2e-4)
+
+
+@pytest.mark.parametrize(("dilation", "length"), [(1, 40), (8, 40), (64, 256), (128, 1024), (128, 1000), (256, 256), (512, 384)])
+def test_a_dilated_convolution_is_pytorchs_with_its_gradients(dilation: int, length: int):
+    torch.manual_seed(0)
+    layer, x, target = convolution(6, 10, 3, dilation).double(), normal(2, 6, length).double(), normal(2, 10, length, seed=1).double()
+    found = []
+    for apply in (layer, lambda x: convolved(layer, x.mT.contiguous()).mT):
+        seen = x.clone().requires_grad_()
+        made = apply(seen)
+        found.append((made, *torch.autograd.grad((made * target).sum(), (seen, *layer.parameters()))))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-7), (torch.bfloat16, 4e-3)])
+def test_a_gate_is_a_sigmoid_times_a_tanh(dtype: torch.dtype, tolerance: float):
+    gate, filtered = (part.to(dtype) for part in torch.meshgrid(torch.linspace(-90, 90, 37), torch.linspace(-90, 90, 361), indexing="ij"))
+    expected = gate.double().sigmoid() * filtered.double().tanh()
+    assert float((gated(gate, filtered).double() - expected).abs().max()) < tolerance
+    small = torch.linspace(-1e-2, 1e-2, 11).to(dtype)
+    assert float((gated(torch.full_like(small, 90), small).double() - small.double().tanh()).abs().max()) < 2e-7 + tolerance * 1e-2
 
 
 # What cannot be

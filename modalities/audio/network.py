@@ -86,21 +86,36 @@ def strides_of(ratio: float) -> list[int]:
     return strides
 
 
-def tanh(x: Tensor) -> Tensor:
-    """2 sigmoid(2x) - 1 in single precision: on a CPU torch's tanh takes ten times as long as its sigmoid."""
-    return 2 * (2 * x).sigmoid_() - 1 if x.dtype == torch.float32 else x.tanh()
+def gated(gate: Tensor, filtered: Tensor) -> Tensor:
+    """sigmoid(gate) tanh(filtered). In single precision tanh(x) = 1 - 2 sigmoid(-2x): torch's tanh takes six times as long on a CPU."""
+    gate = gate.sigmoid()
+    if filtered.dtype != torch.float32:
+        return gate * filtered.tanh()
+    return torch.addcmul(gate, gate, (-2 * filtered).sigmoid_(), value=-2)
 
 
-def together(x: Float[Tensor, "b c l"]) -> Float[Tensor, "b c 1 l"]:
-    """With the channels of a position side by side in memory: convolutions of few channels are up to twice as fast on them."""
-    return x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+WIDE = 128
+"""Dilations from here on are taken across rows of an image: oneDNN's kernels for AVX2 are 1.6 times as fast that way, for AVX-512 1.2."""
 
 
-def convolved(layer: nn.Conv1d, x: Float[Tensor, "b c 1 l"], rows: slice = slice(None)) -> Float[Tensor, "b outputs 1 l"]:
-    """A layer's convolution (some rows of its outputs) of what `together` gives."""
+def convolved(layer: nn.Conv1d, x: Float[Tensor, "b l c"]) -> Float[Tensor, "b l outputs"]:
+    """A layer's convolution, with the channels of a position side by side in memory.
+
+    Positions d apart are neighbours in a column of the image of l / d rows of d positions, so that a dilation d is none there.
+    """
+    d, weight, length = int(layer.dilation[0]), layer.weight, x.shape[1]
+    if d >= WIDE and length % d == 0:
+        image = x.unflatten(1, (length // d, d)).permute(0, 3, 1, 2)
+        return functional.conv2d(image, weight.unsqueeze(3), layer.bias, padding=(1, 0)).permute(0, 2, 3, 1).flatten(1, 2)
+    image, place = x.mT.unsqueeze(2), {"padding": (0, int(layer.padding[0])), "dilation": (1, d)}
+    return functional.conv2d(image, weight.unsqueeze(2), layer.bias, **place).squeeze(2).mT
+
+
+def pointwise(layer: nn.Conv1d, x: Float[Tensor, "b l c"], rows: slice = slice(None), factor: float = 1) -> Float[Tensor, "b l outputs"]:
+    """``factor`` times a convolution of size 1 (some rows of its outputs), which is a product of matrices."""
     assert layer.bias is not None
-    place = {"padding": (0, int(layer.padding[0])), "dilation": (1, int(layer.dilation[0]))}
-    return functional.conv2d(x, layer.weight[rows].unsqueeze(2), layer.bias[rows], **place)
+    weight, bias = layer.weight[rows, :, 0], layer.bias[rows]
+    return functional.linear(x, weight, bias) if factor == 1 else functional.linear(x, factor * weight, factor * bias)
 
 
 class ResidualLayer(nn.Module):
@@ -112,15 +127,14 @@ class ResidualLayer(nn.Module):
         self.output = convolution(channels, 2 * channels)
 
     def forward(
-        self, x: Float[Tensor, "b c 1 l"], noise: Float[Tensor, "b c 1 1"], condition: Float[Tensor, "b c2 1 #l"] | None
-    ) -> tuple[Float[Tensor, "b c 1 l"], Float[Tensor, "b c 1 l"]]:
+        self, x: Float[Tensor, "b l c"], noise: Float[Tensor, "b 1 c"], condition: Float[Tensor, "b #l c2"] | None
+    ) -> tuple[Float[Tensor, "b l c"], Float[Tensor, "b l c"]]:
         y = convolved(self.dilated, x + noise)
         if condition is not None:
             y += condition
-        gate, filtered = y.chunk(2, 1)
-        y = gate.sigmoid() * tanh(filtered)
-        c = x.shape[1]  # in two, for halves of a tensor are not in one piece, and slow to add
-        return convolved(self.output, y, slice(c)).add_(x).mul_(math.sqrt(0.5)), convolved(self.output, y, slice(c, None))
+        y = gated(*y.chunk(2, 2))
+        c, half = x.shape[2], math.sqrt(0.5)  # in two, for halves of a tensor are not in one piece, and slow to add
+        return pointwise(self.output, y, slice(c), half).add_(x, alpha=half), pointwise(self.output, y, slice(c, None))
 
 
 class DiffWave(nn.Module):
@@ -202,7 +216,7 @@ class DiffWave(nn.Module):
     ) -> Float[Tensor, "b *d"]:
         raw = x_t.ndim == 2
         shown = rearrange(x_t, "b (l p) -> b p l", p=self.patch) if raw else x_t
-        output = self.output(self.skip(self._skips(shown, logsnr, context)).relu())
+        output = pointwise(self.output, pointwise(self.skip, self._skips(shown, logsnr, context)).relu_()).mT
         if self.mask:
             shrunk, added = output.chunk(2, 1)
             output = torch.addcmul(added, shrunk, shown)
@@ -213,19 +227,20 @@ class DiffWave(nn.Module):
     ) -> Float[Tensor, "b channels"]:
         """The sum of the layers' skips, the mean over positions."""
         shown = rearrange(x_t, "b (l p) -> b p l", p=self.patch) if x_t.ndim == 2 else x_t
-        return self._skips(shown, logsnr, context).mean(2)
+        return self._skips(shown, logsnr, context).mean(1)
 
     def _skips(
         self, shown: Float[Tensor, "b p l"], logsnr: Float[Tensor, "b"], context: tuple[Tensor | None, ...]
-    ) -> Float[Tensor, "b channels l"]:
+    ) -> Float[Tensor, "b l channels"]:
         """The sum of all layers' skips, by the root of their number."""
-        x = together(self.input(torch.cat([shown, shown.abs() - MEAN_SIZE], 1) if self.mask else shown).relu())
+        shown = torch.cat([shown, shown.abs() - MEAN_SIZE], 1) if self.mask else shown
+        x = pointwise(self.input, shown.mT.contiguous()).relu_()
         (condition,) = context
-        noise = self.noise_projection(self.noise(logsnr)).to(x.dtype).unflatten(1, (len(self.layers), self.channels, 1, 1))
+        noise = self.noise_projection(self.noise(logsnr)).to(x.dtype).unflatten(1, (len(self.layers), 1, self.channels))
         total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         # Taken apart once: the gradient of each layer's own piece would be as large as the whole.
-        conditions = [None] * len(self.layers) if condition is None else [part.to(x.dtype).mT.unsqueeze(2) for part in condition.unbind(1)]
+        conditions = [None] * len(self.layers) if condition is None else condition.to(x.dtype).unbind(1)
         for layer, shift, given in zip(self.layers, noise.unbind(1), conditions, strict=True):
             x, skip = layer(x, shift, given)
             total += skip
-        return (total * math.sqrt(1 / len(self.layers))).to(x.dtype).squeeze(2)
+        return (total * math.sqrt(1 / len(self.layers))).to(x.dtype)

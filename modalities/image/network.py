@@ -78,7 +78,8 @@ class Attention(nn.Module):
         self.norm, self.qkv, self.out = norm(channels), nn.Conv2d(channels, 3 * channels, 1), zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three n c) h w -> three b n (h w) c", three=3, n=self.heads)
+        # In one piece, which PyTorch's fast kernel for attention asks for.
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three n c) h w -> three b n (h w) c", three=3, n=self.heads).contiguous()
         mixed = functional.scaled_dot_product_attention(q, k, v)
         return x + self.out(rearrange(mixed, "b n (h w) c -> b (n c) h w", h=x.shape[2]))
 

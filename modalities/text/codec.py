@@ -106,7 +106,8 @@ class Embeddings(nn.Module):
         with torch.no_grad():
             vectors = self.vectors.float()
             half = vectors.square().sum(1) / 2  # |x - e|^2 / 2 = |x|^2 / 2 - <x, e> + |e|^2 / 2
-            return torch.cat([(part.float() @ vectors.T - half).argmax(-1) for part in x0.split(64)])
+            parts = x0.flatten(0, 1).split(128)  # so few that what is compared stays in a processor's cache
+            return torch.cat([torch.addmm(-half, part.float(), vectors.T).argmax(-1) for part in parts]).view(x0.shape[:2])
 
     def decode(self, x0: Float[Tensor, "b length width"]) -> list[str]:
         return [self.text(row) for row in self.tokens(x0).tolist()]
