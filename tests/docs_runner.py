@@ -166,7 +166,7 @@ def hasten(patch: Any) -> None:
         patch.setattr(f"{module}.train_judge", few)
     patch.setattr("modalities.audio.metrics.pitch", lambda wave, rate, low, high: torch.full((len(wave),), low))
     patch.setattr(
-        "modalities.text.metrics.train_language_model", lambda data, cache, epochs: train_language_model(data, cache, 1, batch=16)
+        "modalities.text.metrics.train_language_model", lambda data, cache, epochs, layers: train_language_model(data, cache, 1, batch=16)
     )
     patch.setattr(judge.read, "__defaults__", (None, 60, 512))
 

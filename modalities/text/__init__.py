@@ -14,9 +14,16 @@ from guidance.modality import Codec, Data, Modality
 INTERFACE = 1
 
 
-def build(data: Data, network: Callable[..., Network], codec: Callable[..., Codec], language_epochs: int = 12) -> Modality:
+def build(
+    data: Data,
+    network: Callable[..., Network],
+    codec: Callable[..., Codec],
+    language_epochs: int = 12,
+    language_layers: int = 4,
+) -> Modality:
     """The text modality for a data set, with a codec that is still to be told the vocabulary, and a network that is still to be told the
-    codec's shape and the attributes. The language model that measures, and makes vectors, is trained for ``language_epochs``."""
+    codec's shape and the attributes. The language model that measures, and makes vectors, has ``language_layers`` and is trained for
+    ``language_epochs``."""
     from modalities.text.data import INFILL, TextData
     from modalities.text.metrics import TextMetrics
     from modalities.text.network import TextDenoiser
@@ -24,7 +31,7 @@ def build(data: Data, network: Callable[..., Network], codec: Callable[..., Code
 
     if not isinstance(data, TextData):
         raise UserError(f"data={data.name} is no text: modality=text needs data such as data=trec")
-    metrics = TextMetrics(data, language_epochs)
+    metrics = TextMetrics(data, language_epochs, language_layers)
     embeddings = codec(vocabulary=data.vocabulary, length=data.length, language=lambda: metrics.language.vectors)
     denoiser = network(shape=embeddings.shape, conditions=data.conditions)
     if not isinstance(denoiser, TextDenoiser):

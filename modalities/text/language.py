@@ -20,7 +20,7 @@ from guidance.modality import SideTraining
 from modalities import stubs
 from modalities.text.tokenizer import PAD
 
-VERSION = "language-1"
+VERSION = "language-2"
 BATCH = 64
 
 
@@ -125,19 +125,19 @@ def steps_of(data: Any, epochs: int, batch: int) -> int:
     return max(1, epochs * len(data.train) // batch)
 
 
-def untrained(data: Any) -> LanguageModel:
+def untrained(data: Any, layers: int) -> LanguageModel:
     """The model that `train_language_model` begins with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classes = {name: len(spec.classes) for name, spec in labels_of(data).items()}
-        model = LanguageModel(data.vocabulary.size, data.length, classes)
+        model = LanguageModel(data.vocabulary.size, data.length, classes, layers=layers)
     model.precision = judging_precision()
     return model
 
 
-def language_training(data: Any, epochs: int = 12, batch: int = BATCH) -> SideTraining:
+def language_training(data: Any, epochs: int = 12, layers: int = 4, batch: int = BATCH) -> SideTraining:
     """What `train_language_model` takes, with as many tokens a text as the data has on average, the longest of a batch as long as any."""
-    steps, model = steps_of(data, epochs, batch), untrained(data).train()
+    steps, model = steps_of(data, epochs, batch), untrained(data, layers).train()
     tokens = round(batch * model.counted(data.train.ids).sum(1).float().mean().item())
 
     def loss() -> Tensor:
@@ -148,11 +148,13 @@ def language_training(data: Any, epochs: int = 12, batch: int = BATCH) -> SideTr
     return SideTraining(model, steps, loss)
 
 
-def train_language_model(data: Any, cache: Path, epochs: int = 12, batch: int = BATCH, lr: float = 2e-3) -> LanguageModel:
+def train_language_model(
+    data: Any, cache: Path, epochs: int = 12, layers: int = 4, batch: int = BATCH, lr: float = 3e-3
+) -> LanguageModel:
     """The model of a data set, from the cache or trained, in auto's precision: each text with all its attributes, some of them, or (half of
     the time) none."""
-    steps, labels, model = steps_of(data, epochs, batch), labels_of(data), untrained(data)
-    stamp = in_precision(f"{VERSION}-{steps}-{batch}", model.precision)
+    steps, labels, model = steps_of(data, epochs, batch), labels_of(data), untrained(data, layers)
+    stamp = in_precision(f"{VERSION}-{layers}-{steps}-{batch}", model.precision)
     name = fingerprint(data, None, stamp)
     weights, facts = cache / f"{name}.safetensors", cache / f"{name}.json"
     if facts.is_file():

@@ -97,10 +97,11 @@ class TextMetrics:
     ``phrases``: words by which an attribute's value can be recognised without a judge.
     """
 
-    def __init__(self, data: TextData, language_epochs: int = 12):
-        if language_epochs < 1:
-            raise UserError(f"modality.language_epochs is at least 1, got {language_epochs}")
-        self.data, self.language_epochs = data, language_epochs
+    def __init__(self, data: TextData, language_epochs: int = 12, language_layers: int = 4):
+        for what, value in ("epochs", language_epochs), ("layers", language_layers):
+            if value < 1:
+                raise UserError(f"modality.language_{what} is at least 1, got {value}")
+        self.data, self.language_epochs, self.language_layers = data, language_epochs, language_layers
 
     @property
     def units(self) -> Mapping[str, str]:
@@ -140,11 +141,11 @@ class TextMetrics:
 
     def language_training(self) -> SideTraining:
         """Of `language`."""
-        return language_training(self.data, self.language_epochs)
+        return language_training(self.data, self.language_epochs, self.language_layers)
 
     @cached_property
     def language(self) -> LanguageModel:
-        return train_language_model(self.data, assets.cache() / "judges", self.language_epochs)
+        return train_language_model(self.data, assets.cache() / "judges", self.language_epochs, self.language_layers)
 
     @cached_property
     def known(self) -> frozenset[str]:
