@@ -63,7 +63,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.delenv("POLYGUIDE_DATA", raising=False)
         patch.setattr("modalities.text.metrics.train_judge", few)
         patch.setattr(
-            "modalities.text.metrics.train_language_model", lambda data, cache, epochs, layers: train_language_model(data, cache, 1, batch=16)
+            "modalities.text.metrics.train_language_model",
+            lambda data, cache, epochs, layers: train_language_model(data, cache, 1, batch=16),
         )
         # Hydra composes a config twice, the first time to see whether it says hydra.mode=MULTIRUN. None of these does.
         patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)

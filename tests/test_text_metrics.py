@@ -263,12 +263,12 @@ def test_samples_that_all_end_early_are_padded():
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    def smaller(*args: Any) -> LanguageModel:
+    def smaller(*args: Any, layers: int) -> LanguageModel:
         return LanguageModel(*args, width=64, layers=1)
 
     monkeypatch.setattr("modalities.text.language.LanguageModel", smaller)
 
-    def longer(data: Any, cache: Path, epochs: int) -> LanguageModel:
+    def longer(data: Any, cache: Path, epochs: int, layers: int) -> LanguageModel:
         return train_language_model(data, cache, 70, batch=32, lr=0.01)
 
     monkeypatch.setattr(module, "train_language_model", longer)

@@ -148,9 +148,7 @@ def language_training(data: Any, epochs: int = 12, layers: int = 4, batch: int =
     return SideTraining(model, steps, loss)
 
 
-def train_language_model(
-    data: Any, cache: Path, epochs: int = 12, layers: int = 4, batch: int = BATCH, lr: float = 3e-3
-) -> LanguageModel:
+def train_language_model(data: Any, cache: Path, epochs: int = 12, layers: int = 4, batch: int = BATCH, lr: float = 3e-3) -> LanguageModel:
     """The model of a data set, from the cache or trained, in auto's precision: each text with all its attributes, some of them, or (half of
     the time) none."""
     steps, labels, model = steps_of(data, epochs, batch), labels_of(data), untrained(data, layers)
