@@ -10,7 +10,6 @@ package does not; --same gives that to both. Prints JSON: the median time of eac
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -20,7 +19,7 @@ import torch
 from diffwave.model import DiffWave as Published
 from diffwave.params import params
 from models import machine
-from pairs import ratio, report
+from pairs import clock, ratio, report
 
 from guidance import Condition, load
 from guidance.memory import keep_freed
@@ -68,9 +67,9 @@ def serve(pipe: Connection, threads: int, keep: bool, make: Callable[..., Callab
     with torch.inference_mode():
         call = make(*arguments)
         while pipe.recv():
-            begun = time.perf_counter()
+            begun = clock()
             output = call()
-            pipe.send((time.perf_counter() - begun, output.float().numpy()))
+            pipe.send((clock() - begun, output.float().numpy()))
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """Each modality's small preset as the benchmarks use it: its own config, untrained, with every weight shaken so that nothing is zero."""
 
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,6 +102,26 @@ def machine() -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor(),
+        "instructions": instructions(),
+        "time": "of the processor" if torch.get_num_threads() == 1 else "of the wall clock",
     }
+
+
+def processor() -> str:
+    """Its name, as Linux knows it, or its kind."""
+    try:
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+PLAIN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+"""The environment in which PyTorch, oneDNN and MKL know no AVX-512 and no AMX."""
+
+
+def instructions() -> str:
+    """What PyTorch's own kernels use, and what oneDNN is held to."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return torch.backends.cpu.get_cpu_capability() + (f", oneDNN at most {limit}" if limit else "")

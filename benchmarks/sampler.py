@@ -1,6 +1,7 @@
 """What guided sampling costs beside the network, and what it saves.
 
     python benchmarks/sampler.py [--kinds image,audio,text] [--terms 1,2,4] [--steps 10] [--rounds 7] [--threads N] [--device cpu]
+        [--samples N] [--overhead]
 
 **Overhead**: wall time of `Model.latents` (conditions, one embedding, noise, guidance, steps) over that of the bare network, called as
 often with the same rows, for DDIM and DPM-Solver++(2M); and over that of the network and the reading of its output, which for text is a
@@ -173,6 +174,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--samples", type=int, help="of every modality; by default as many as are drawn together, and few")
+    parser.add_argument("--overhead", action="store_true", help="nothing but the overhead")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     keep_freed()
@@ -182,10 +185,11 @@ def main() -> None:
     terms = [int(k) for k in options.terms.split(",")]
     rows = []
     for kind in kinds:
-        rows += overhead(kind, N[kind], terms, options.steps, options.rounds, options.device)
-        rows += overhead(kind, FEW, [2], options.steps, options.rounds, options.device)
+        rows += overhead(kind, options.samples or N[kind], terms, options.steps, options.rounds, options.device)
+        if options.samples is None:
+            rows += overhead(kind, FEW, [2], options.steps, options.rounds, options.device)
     report("sampler-overhead", rows, machine(), options.out)
-    if options.device == "cpu":
+    if options.device == "cpu" and not options.overhead:
         report("other-loops", [row for kind in kinds for row in others(kind, options.steps, options.rounds)], machine(), options.out)
         report("savings", [row for kind in kinds for row in savings(kind, options.steps, options.rounds)], machine(), options.out)
 
