@@ -102,7 +102,10 @@ def test_a_unets_features_are_the_mean_of_its_middle():
 @pytest.mark.parametrize(("shape", "patch", "mask"), [((64,), 8, False), ((6, 12), 1, True)], ids=["samples", "frames"])
 def test_diffwaves_features_are_the_mean_of_its_skips(shape: tuple[int, ...], patch: int, mask: bool):
     network = shaken(DiffWave(shape, SPECS, channels=8, layers=3, cycle=2, patch=patch, mask=mask))
-    check_hooked(network, network.skip, (5, *shape), lambda seen, made: seen.mean(2), 8)
+    skips: list[Tensor] = []
+    hooks = [layer.register_forward_hook(lambda module, given, made: skips.append(made[1])) for layer in network.layers]
+    check_hooked(network, network.layers[-1], (5, *shape), lambda seen, made: sum(skips[:3]).mean(1) / 3**0.5, 8)
+    assert len(hooks) == 3 and len(skips) == 6, "in the forward pass, and again for the features"
 
 
 @pytest.mark.parametrize("conditioning", ["prefix", "cross"])

@@ -767,9 +767,9 @@ class Whole(nn.Module):
 
 def test_only_what_is_named_is_changed(trained: Path):
     plain = load(trained)
-    changes = {"parameterization.temperature": 0.25, "network.null_self_condition": False, "schedule.s": 0.01}
+    changes = {"parameterization.temperature": 9.0, "network.null_self_condition": False, "schedule.s": 0.01}
     found = load(trained, settings=changes)
-    assert found.denoisers["main"].parameterization.temperature == 0.25 and plain.denoisers["main"].parameterization.temperature == 0.85
+    assert found.denoisers["main"].parameterization.temperature == 9.0 and plain.denoisers["main"].parameterization.temperature == 0.85
     assert found.denoisers["main"].schedule.s == 0.01
     assert found.denoisers["main"].null_self_condition is False and plain.denoisers["main"].null_self_condition is True
     assert found.denoisers["main"].self_condition is True

@@ -46,6 +46,9 @@ def augment(x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Te
     return functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
+LENGTH: Mapping[str, int] = {"steps": 600, "batch": 128}  # of a judge's training
+
+
 def classifier(data: Data, attribute: str) -> nn.Module:
     return seeded(lambda: Classifier(data.shape[0], len(classes(data, attribute))))
 
@@ -59,14 +62,14 @@ class ImageMetrics:
         return {}
 
     def judge(self, data: Data, attribute: str) -> Judge:
-        judge: TrainedJudge = train_judge(classifier(data, attribute), data, attribute, prepare, augment, version="image-1")
+        judge: TrainedJudge = train_judge(classifier(data, attribute), data, attribute, prepare, augment, version="image-1", **LENGTH)
         return judge
 
     def judge_training(self, data: Data, attribute: str) -> SideTraining:
         def inputs(n: int) -> Tensor:
             return prepare(torch.zeros(n, *data.shape, dtype=torch.uint8))
 
-        return judge_training(classifier(data, attribute), inputs)
+        return judge_training(classifier(data, attribute), inputs, **LENGTH)
 
     def measure(
         self, decoded: UInt8[Tensor, "n c h w"], condition: Condition, original: Tensor | None = None
