@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-from guidance.machine import wait_passively
+from guidance.machine import wait_briefly
 
 COMMANDS = {
     "demo": "train three models, measure their guidance, put it on one page: polyguide demo",
@@ -52,7 +52,7 @@ def _one_line(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 when done, 2 for what the user can mend (said in one line), 130 after Ctrl-C."""
-    wait_passively(os.environ)
+    wait_briefly(os.environ)
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

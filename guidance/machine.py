@@ -350,9 +350,15 @@ def use_threads(asked: int | None) -> None:
         torch.set_num_threads(machine().cores)
 
 
-def wait_passively(environment: Any) -> None:
-    """Threads that wait for others give their core away rather than spin on it; before torch is imported, for then it is too late.
+SPINS = "10000"
+"""Rounds that a waiting thread of GNU's OpenMP spins before it gives its core away: some tens of microseconds. Its own number is 300,000."""
 
-    Another process on the machine, or a second training, would else be waited for by spinning against it.
+
+def wait_briefly(environment: Any) -> None:
+    """Threads that wait for others spin for a moment and then give their core away; before torch is imported, for then it is too late.
+
+    Another process on the machine, or a second training, would else be waited for by spinning against it. Where the user has said how
+    threads wait, that stands.
     """
-    environment.setdefault("OMP_WAIT_POLICY", "passive")
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment):
+        environment["GOMP_SPINCOUNT"] = SPINS

@@ -233,10 +233,11 @@ def test_threads_are_at_most_the_cores(monkeypatch: pytest.MonkeyPatch):
         machine.use_threads(99)
 
 
-def test_threads_that_wait_do_not_spin_unless_the_user_says_so():
-    for own, expected in (({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")):
-        machine.wait_passively(own)
-        assert own["OMP_WAIT_POLICY"] == expected
+def test_threads_that_wait_spin_for_a_moment_unless_the_user_says_so():
+    for own in ({"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}, {}):
+        before = dict(own)
+        machine.wait_briefly(own)
+        assert own == (before or {"GOMP_SPINCOUNT": machine.SPINS})
 
 
 # What is asked for

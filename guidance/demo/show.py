@@ -15,7 +15,7 @@ from guidance import checkpoint
 from guidance.bar import shown_by
 from guidance.commands.experimenting import measure
 from guidance.commands.sampling import sample
-from guidance.commands.settings import folder
+from guidance.commands.settings import folder, threads
 from guidance.commands.training import train
 from guidance.demo.parts import Part, Stage, parts_of
 from guidance.demo.plan import REPORT, planned, table, unique
@@ -30,6 +30,7 @@ def show(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """What `polyguide demo` does."""
     if world() > 1:
         raise UserError("polyguide demo is one process: start it without a launcher")
+    threads(config)
     out, title = folder(config, "out"), str(config["title"])
     check(out, list(map(str, config["each"])))
     parts = parts_of(config, out)
