@@ -351,7 +351,7 @@ def use_threads(asked: int | None) -> None:
 
 
 SPINS = "10000"
-"""Rounds that a waiting thread of GNU's OpenMP spins before it gives its core away: some tens of microseconds. Its own number is 300,000."""
+"""Rounds that a waiting thread of GNU's OpenMP spins before it gives its core away: tens of microseconds. Its own number is 300,000."""
 
 
 def wait_briefly(environment: Any) -> None:
